@@ -15,7 +15,8 @@
     cluster.py     Ray: start, connect, stop
     console.py     what people see on the terminal
     memory.py      the peak of a run's memory
-    inspection.py  `ift inspect`;  listing.py  `ift tasks`, `ift templates`;  chatting.py  `ift chat`
+    inspection.py  `ift inspect SPEC`;  looking.py  `ift inspect RUN`
+    listing.py     `ift tasks`, `ift templates`;  chatting.py  `ift chat`
 
 Arrows run downwards only; tests/test_architecture.py states the rules.
 """

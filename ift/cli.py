@@ -86,19 +86,53 @@ def prepare(spec: Path, overrides: Sequence[str], output: Path | None) -> None:
         pipeline.prepare(loaded, folder, terminal)
 
 
-@cli.command(short_help="Show what the model will see.")
-@click.argument("spec", type=click.Path(path_type=Path))
+@cli.command(short_help="Show what a model will see, or saw.")
+@click.argument("target", metavar="SPEC_OR_RUN", type=click.Path(path_type=Path))
 @click.argument("overrides", metavar="[KEY=VALUE]…", nargs=-1)
 @click.option(
-    "--count", type=int, help="Instructions to show of each task.  [default: 3, fewer of many tasks]"
+    "--count",
+    type=click.IntRange(min=0),
+    help="How many to show: instructions of each task, documents of a step.  [default: 3, fewer of many tasks; 10]",
 )
-@click.option("--task", help="Show instructions of this task only.")
-def inspect(spec: Path, overrides: Sequence[str], count: int | None, task: str | None) -> None:
-    """Show what the model will see: the mixture, and instructions with the supervised part marked."""
+@click.option("--task", help="With a spec: show instructions of this task only.")
+@click.option("--step", type=int, metavar="N", help="With a run: show what step N sees.")
+@click.option("--example", metavar="ID", help="With a run: show when an example is seen. 4 digits may do.")
+@click.option("--json", "as_json", is_flag=True, help="With a run: print JSON lines, of all that there is.")
+def inspect(
+    target: Path,
+    overrides: Sequence[str],
+    count: int | None,
+    task: str | None,
+    step: int | None,
+    example: str | None,
+    as_json: bool,
+) -> None:
+    """Show what the model will see, the supervised part marked.
+
+    Of a spec: the mixture, and instructions as they will be worded. Of a run's folder: the stream that it has
+    written down, what a step sees, or when an example is seen.
+    """
+    if step is not None and example is not None:
+        raise click.UsageError("--step and --example exclude each other")
+    if target.is_dir():
+        from ift import looking
+
+        if overrides or task:
+            raise click.UsageError("KEY=VALUE and --task go with a spec; in a run's folder all is decided")
+        if count is not None and step is None:
+            raise click.UsageError("of a run's folder, --count goes with --step")
+        found = looking.look(target, step=step, example=example, count=count, as_json=as_json)
+        sys.exit(0 if found else 1)
+    if step is not None or example is not None:
+        from ift import looking
+
+        looking.refuse_spec(target, f"--step {step}" if example is None else f"--example {example}")
+    if as_json:
+        raise click.UsageError("--json goes with a run's folder")
     from ift import inspection
     from ift import spec as specs
 
-    inspection.show(specs.load(spec, overrides), count=count, task=task)
+    inspection.show(specs.load(target, overrides), count=count, task=task)
 
 
 @cli.command(short_help="Talk to a model.")

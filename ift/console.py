@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 _LINE_EVERY_S = 15  # where there is no terminal to redraw
 
 
 _GAP = 2  # columns between the columns of a table
 _SHORTEST_NAME = 16  # characters that stay of a long name in a narrow table
+_WIDE = 160  # columns of a terminal that has room for the whole table
+
+# What a terminal would obey stands as a picture: ␛ for escape, ␍ for carriage return. Tabs and line ends stay.
+_PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)}
+_PICTURES |= {127: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 class Stage:
@@ -227,13 +233,47 @@ def numbers_table(
             kept.remove(name)
     table = Table(box=None, header_style="dim", padding=(0, _GAP, 0, 0))
     for place, name in enumerate(kept):
-        left = name in ("task", "kind", "cluster")
+        left = name in ("task", "kind", "cluster", "template")
         table.add_column(
             name, justify="left" if left else "right", no_wrap=True, min_width=size[name] if place else None
         )
     for row in rows:
         table.add_row(*(escape(row.get(name, "")) for name in kept), style=row.get("style"))
     return table
+
+
+def widened(console: Console | None) -> Console:
+    """`console`, or the usual one; as wide as tables like where it writes to a file, which has no width."""
+    console = console or Console()
+    if not console.is_terminal and console.width < _WIDE and "COLUMNS" not in os.environ:
+        console.width = _WIDE
+    return console
+
+
+def supervised_parts(
+    ids: Sequence[int], supervised: Sequence[bool], decode: Callable[[list[int]], str]
+) -> list[tuple[str, bool]]:
+    """The text of some tokens, part by part, and whether it is supervised; neighbours of a kind are decoded at once."""
+    runs: list[tuple[list[int], bool]] = []
+    for token, counts in zip(ids, supervised, strict=True):
+        if not runs or runs[-1][1] != counts:
+            runs.append(([], counts))
+        runs[-1][0].append(token)
+    return [(decode(run), counts) for run, counts in runs]
+
+
+def marked(parts: Iterable[tuple[str, bool]], *, marks: bool) -> Text:
+    """The parts as one text, what is supervised underlined; between `marks` where nothing can be underlined."""
+    text = Text()
+    for part, supervised in parts:
+        part = f"⟦{part}⟧" if marks and supervised else part
+        text.append(printable(part), style="bold green underline" if supervised else "dim")
+    return text
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey: rows of data may hold anything."""
+    return text.translate(_PICTURES)
 
 
 def _with_interval(score: Mapping[str, float | None]) -> str:

@@ -7,32 +7,30 @@ Out: on the terminal, the mixture asked for and realised, how long its instructi
 What is shown is what the first epoch trains on: the same draws, the same words, the same tokens.
 """
 
-import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from ift import storage
-from ift.console import numbers_table
+from ift.console import marked, numbers_table, supervised_parts, widened
 from ift.data import draws as drawing
 from ift.data import gather, selection
-from ift.data.draws import Draws, Made, Words
+from ift.data.draws import Draws, Limits, Made, Words
 from ift.data.gather import Gathered
 from ift.errors import IftError, nearest
 from ift.models import base
 from ift.prompts.chat import Tokenizer
 from ift.spec import Spec
+from ift.tasks import probes
 from ift.tasks.task import RAW
 
 _SAMPLE = 4000  # instructions that are worded for the table, over all tasks; every task gets 10 at least
 _BARS = 12
-_WIDE = 160  # columns of a terminal that has room for the whole table
 
 
 @dataclass
@@ -61,9 +59,7 @@ def show(
 
     Raises `IftError` as the run itself would.
     """
-    console = console or Console()
-    if not console.is_terminal and console.width < _WIDE and "COLUMNS" not in os.environ:
-        console.width = _WIDE  # a file has no width
+    console = widened(console)
     cache = storage.cache_dir()
     chosen = selection.select(spec.tasks, spec.mixture, folders=spec.task_folders)
     split = spec.data.split
@@ -77,6 +73,9 @@ def show(
             balanced=spec.data.balanced,
             max_bad_rows=spec.data.max_bad_rows,
             seed=spec.seed,
+            deduplicate=spec.data.deduplicate,
+            decontaminate=spec.data.decontaminate,
+            probes=probes.asked(spec.evaluate.probes),
         )
     with console.status("reading the model's tokenizer"):
         folder = base.resolve(
@@ -94,7 +93,8 @@ def show(
     if count is None:
         count = 3 if task or len(counts) <= 4 else 1 if len(counts) <= 20 else 0
     with console.status("wording some of each task"):
-        sampled = sample(spec, gathered, counts, draws, tokenizer, at_least=count)
+        limits = drawing.limits_of(spec, encoder_decoder=base.is_encoder_decoder(folder))
+        sampled = sample(gathered, counts, draws, tokenizer, limits, seed=spec.seed, at_least=count)
     console.print(_table(gathered, counts, sampled, draws, console.width))
     console.print()
     if len({t.cluster for t in gathered.tasks.values()}) > 1:
@@ -115,34 +115,27 @@ def show(
 
 
 def sample(
-    spec: Spec,
     gathered: Gathered,
     counts: Mapping[str, int],
     draws: Draws,
     tokenizer: Tokenizer,
+    limits: Limits,
     *,
+    seed: int,
     at_least: int,
 ) -> dict[str, Sampled]:
     """The first instructions of each task in the first epoch; the draws are shuffled, so they stand for all."""
     each = max(10, at_least, _SAMPLE // max(1, len(counts)))
     sampled = {name: Sampled() for name in counts}
-    taken: Counter[str] = Counter()
-    for request in drawing.train_requests(gathered, counts, draws, seed=spec.seed, epoch=0):
-        name = request["task"]
-        taken[name] += 1
-        if taken[name] > each:
-            continue
-        task = gathered.tasks[name]
-        made = drawing.worded(
-            tokenizer,
-            Words.of(task),
-            request,
-            seed=spec.seed,
-            max_length=spec.data.max_length,
-            few_shot_tokens=draws.few_shot_tokens,
-        )
-        sampled[name].made += [(request["id"], one) for one in made]
-        sampled[name].requests += 1
+    for some in drawing.train_requests(gathered, counts, draws, seed=seed, epoch=0):
+        requests = some.some(np.arange(min(each, len(some))))
+        lookup = gathered.examples[some.task].lookup
+        made = drawing.worded(tokenizer, Words.of(gathered.tasks[some.task]), requests, lookup, limits)
+        found = sampled[some.task]
+        found.made += [
+            (request.example, one) for request, ones in zip(requests, made, strict=True) for one in ones
+        ]
+        found.requests += len(requests)
     return sampled
 
 
@@ -265,26 +258,17 @@ def _panel(name: str, example: str, made: Made, tokenizer: Tokenizer, *, marks: 
         return Panel(
             Text(f"set aside: {made.reason}"), title=f"{name} · example {example}", title_align="left"
         )
-    text = Text()
-    for ids, supervised in _runs(made.document.ids, made.document.supervised):
-        part = tokenizer.decode(ids)
-        part = f"⟦{part}⟧" if marks and supervised else part
-        text.append(part, style="bold green underline" if supervised else "dim")
+    parts = supervised_parts(made.document.ids, made.document.supervised, tokenizer.decode)
     by = f" · template {made.template}" if made.template else ""
     how = "between ⟦ and ⟧" if marks else "underlined"
     shots = f", {made.shots} solved example{'s' * (made.shots > 1)} before it" if made.shots else ""
     foot = f"{len(made.document.ids)} tokens, {made.document.supervised_tokens} supervised ({how}){shots}"
-    return Panel(text, title=f"{name}{by} · example {example}", subtitle=foot, title_align="left")
-
-
-def _runs(ids: Sequence[int], supervised: Sequence[bool]) -> list[tuple[list[int], bool]]:
-    """Neighbours of the same kind together: what is decoded at once."""
-    runs: list[tuple[list[int], bool]] = []
-    for token, counts in zip(ids, supervised, strict=True):
-        if not runs or runs[-1][1] != counts:
-            runs.append(([], counts))
-        runs[-1][0].append(token)
-    return runs
+    return Panel(
+        marked(parts, marks=marks),
+        title=f"{name}{by} · example {example}",
+        subtitle=foot,
+        title_align="left",
+    )
 
 
 def _faulty(sampled: Mapping[str, Sampled], max_bad_rows: float) -> list[str]:
@@ -317,9 +301,8 @@ def _notes(
         some = ", ".join(less[:6]) + (f" and {len(less) - 6} more" if len(less) > 6 else "")
         epochs_ = f"{epochs} epoch{'s' * (epochs > 1)}"
         notes.append(f"the run ({epochs_}) does not draw every example of {some}")
-    if gathered.quarantine:
-        first: Mapping[str, Any] = gathered.quarantine[0]
-        many = len(gathered.quarantine)
+    if many := gathered.bad:
+        first = next(e.bad.first for e in gathered.examples.values() if e.bad.first)
         notes.append(
             f"{many:,} bad {'row is' if many == 1 else 'rows are'} set aside; the first: "
             f"{first['file']}:{first['line']}: {first['reason']}"

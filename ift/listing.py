@@ -23,6 +23,7 @@ from rich.text import Text
 
 from ift import storage
 from ift.data import formats, sources
+from ift.data.examples import example_of
 from ift.errors import IftError, nearest
 from ift.prompts import promptsource
 from ift.prompts.promptsource import LeftOut
@@ -226,7 +227,7 @@ def source_rows(task: Task, count: int) -> list[Mapping[str, Any]]:
 def _usable(task: Task, paths: Sequence[Path], reasons: list[str]) -> Iterator[Mapping[str, Any]]:
     for path in paths:
         for row in formats.read(path, task.source.columns):
-            found = sources.example_of(task, row)
+            found = example_of(task, row)
             if isinstance(found, formats.Bad):
                 reasons.append(f"{path}:{row.line}: {found.reason}")
             elif found is not None and isinstance(row, formats.Row):

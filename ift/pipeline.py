@@ -21,6 +21,7 @@ import os
 import platform
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -132,8 +133,7 @@ class Job:
         self.spec, self.folder, self.terminal, self.tracker = spec, folder, terminal, tracker
         self.cache = storage.cache_dir()
         self.selection = selection.select(spec.tasks, spec.mixture, folders=spec.task_folders)
-        asked = spec.evaluate.probes
-        self.probes = [] if asked == "none" else probes.load_probes(None if asked == "default" else asked)
+        self.probes = probes.asked(spec.evaluate.probes)
         self.memory = PeakMemory()
         terminal.header(
             [
@@ -197,13 +197,17 @@ class Job:
                 balanced=spec.data.balanced,
                 max_bad_rows=spec.data.max_bad_rows,
                 seed=spec.seed,
+                deduplicate=spec.data.deduplicate,
+                decontaminate=spec.data.decontaminate,
+                probes=self.probes,
                 progress=_megabytes(stage),
+                counting=lambda done, total: stage.progress(done, total, "rows"),
             )
             counts = {
                 part: sum(len(splits[part]) for splits in gathered.splits.values())
                 for part in ("train", "validation", "test")
             }
-            bad = f"; {len(gathered.quarantine):,} bad rows set aside" if gathered.quarantine else ""
+            bad = f"; {gathered.bad:,} bad rows set aside" if gathered.bad else ""
             stage.result(
                 f"{gathered.rows:,} rows: " + ", ".join(f"{n:,} {part}" for part, n in counts.items()) + bad
             )
@@ -211,7 +215,8 @@ class Job:
 
     def prepare(self, gathered: Any, resources: cluster.Resources) -> None:
         from ift.data import prepare
-        from ift.data.draws import draws_of
+        from ift.data.draws import draws_of, limits_of
+        from ift.models import base
 
         spec = self.spec
 
@@ -220,24 +225,20 @@ class Job:
                 self.folder / "prepare",
                 gathered,
                 self.probes,
+                cache=self.cache,
                 model_dir=self.model_dir,
-                max_length=spec.data.max_length,
+                limits=limits_of(spec, encoder_decoder=base.is_encoder_decoder(self.model_dir)),
                 packing=spec.data.packing,
                 epochs=spec.train.epochs,
                 seed=spec.seed,
                 test_limit=spec.evaluate.limit,
-                cpus=resources.cpus,
                 draws=draws_of(spec.mixture),
                 progress=lambda done, total: stage.progress(done, total, "instructions"),
             )
             for note in manifest["notes"]:
                 stage.note(note)
-            if manifest["quarantined"]:
-                too_long = f", {manifest['too_long']:,} of them too long" if manifest["too_long"] else ""
-                stage.note(
-                    f"{manifest['quarantined']:,} bad rows are set aside{too_long}, with file, line and reason, in "
-                    f"{self.folder / 'prepare' / 'quarantine.jsonl'}"
-                )
+            for note in _left_out(manifest, self.folder / "prepare"):
+                stage.note(note)
             return manifest
 
         def words(m: Manifest) -> str:
@@ -503,6 +504,33 @@ def _few(names: list[str], count: int = 8) -> str:
 
 def _megabytes(stage: Stage) -> Callable[[int, int | None], None]:
     return lambda done, total: stage.progress(done >> 20, total and total >> 20, "MiB")
+
+
+def _left_out(manifest: Manifest, folder: Path) -> list[str]:
+    """What was not trained on, and where each of these rows is named with its reason."""
+    notes = []
+    if count := manifest["quarantined"]:
+        reasons = "; ".join(f"{reason} ({n:,})" for reason, n in list(manifest["reasons"].items())[:3])
+        more = "; and others" if len(manifest["reasons"]) > 3 else ""
+        notes.append(
+            f"{count:,} row{'s are' if count > 1 else ' is'} set aside: {reasons}{more}. "
+            f"Each with file, line and reason: {folder / 'quarantine.jsonl'}"
+        )
+    kinds: Counter[str] = Counter()
+    for of_task in manifest["dropped"].values():
+        kinds.update(of_task)
+    if kinds:
+        count = kinds.total()
+        shown = ", ".join(
+            f"{n:,} {kind}{'s' * (n > 1 and kind.endswith('duplicate'))}" for kind, n in kinds.items()
+        )
+        notes.append(
+            f"{count:,} good row{'s are' if count > 1 else ' is'} not trained on: {shown}. "
+            f"Each with the reason: {folder / 'dropped.jsonl'}"
+        )
+    if manifest["cut"]:
+        notes.append(f"{manifest['cut']:,} prompts over data.max_length lost their beginning (data.too_long)")
+    return notes
 
 
 def _scores_in_words(manifest: Manifest) -> str:

@@ -173,9 +173,36 @@ class DataSpec(Strict):
     packing: bool = Field(True, description="true or false: several instructions in one pack, isolated")
     split: Split = Field(default=Split(), description="train, validation and test, each a share or a count")
     balanced: bool = Field(False, description="true or false: as many examples of every label")
-    max_bad_rows: Share = Field(
-        0.01, description="a share from 0 to 1: more bad rows than this stop the run before training"
+    deduplicate: Literal["exact", "near"] = Field(
+        "exact", description="exact or near: whether near duplicates are dropped as well, by MinHash"
     )
+    decontaminate: int = Field(
+        13,
+        ge=0,
+        description="a whole number: rows that share so many words in a row with a test set or a probe are not "
+        "trained on; true is 13, false or 0 lets them be",
+    )
+    too_long: Literal["set_aside", "cut_prompt"] = Field(
+        "set_aside",
+        description="set_aside, or cut_prompt: an instruction over max_length loses the beginning of its prompt",
+    )
+    max_bad_rows: int | float = Field(
+        0.01,
+        ge=0,
+        description="a share from 0 to 1 (0.01), or a whole number of rows: more bad ones stop the run before training",
+    )
+
+    @field_validator("decontaminate", mode="before")
+    @classmethod
+    def _true_is_thirteen(cls, value: Any) -> Any:
+        return 13 * value if isinstance(value, bool) else value
+
+    @field_validator("max_bad_rows")
+    @classmethod
+    def _rows_or_share(cls, value: int | float) -> int | float:
+        if isinstance(value, float) and value > 1:
+            raise ValueError(f"{value} is neither a share (at most 1.0) nor a whole number of rows")
+        return value
 
 
 class TrainSpec(Strict):

@@ -18,7 +18,7 @@ HOUSE = Path(__file__).resolve().parents[1] / "ift"
 # Arrows run downwards only: a section imports from the floors below its own, never from a neighbour.
 FLOORS = [
     ["cli"],
-    ["pipeline", "inspection", "chatting", "listing"],
+    ["pipeline", "inspection", "looking", "chatting", "listing"],
     ["train", "tracking"],
     ["data", "evaluate"],
     ["models", "tasks"],
@@ -34,12 +34,21 @@ STRANGERS = [("train", "evaluate")]
 PURE = [
     "ift.train.loss",
     "ift.train.loop",
-    "ift.data.pack",
-    "ift.data.mixture",
-    "ift.data.split",
+    "ift.data.cache",
+    "ift.data.contamination",
     "ift.data.draws",
+    "ift.data.duplicates",
+    "ift.data.examples",
+    "ift.data.gather",
     "ift.data.items",
+    "ift.data.mixture",
+    "ift.data.pack",
+    "ift.data.quarantine",
+    "ift.data.shingles",
+    "ift.data.split",
+    "ift.data.stream",
     "ift.data.tokenize",
+    "ift.data.tokens",
     "ift.tasks",
     "ift.prompts",
 ]

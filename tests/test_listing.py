@@ -320,7 +320,8 @@ def test_templates_are_imported(kitchen: Path, capsys: pytest.CaptureFixture[str
     made = of_json(capsys, "templates", "render", "stews", "--folder", "out", "--row", row)
     assert (made[0]["prompt"], made[0]["completion"]) == ("Soup, longer.", "A stew.")
     assert of_json(capsys, "tasks", "show", "imdb_promptsource", "--folder", "out")["source"]["hub"] == {
-        "id": "imdb"
+        "id": "imdb",
+        "streaming": False,
     }
 
     before = (Path("out") / "stews.yaml").read_text()

@@ -3,15 +3,14 @@
 In:  gathered examples and probes.
 Out: items as plain values that `evaluate` understands.
 
-    items, bad = items_of(gathered, probes, seed=17, limit=200)
+    items, bad = items_of(gathered, probes, limit=200)
     # [{"suite": "task", "name": "trec", "kind": "multiple_choice", "prompt": "…", …}, …]
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from ift.data.gather import Gathered, set_aside
+from ift.data.gather import Gathered
 from ift.errors import IftError
 from ift.prompts.template import choose
 from ift.tasks.probes import Probe
@@ -19,33 +18,28 @@ from ift.tasks.task import Example, Task
 
 
 def items_of(
-    gathered: Gathered,
-    probes: Sequence[Probe],
-    *,
-    seed: int,
-    limit: int | None,
-    options: float | None = None,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    gathered: Gathered, probes: Sequence[Probe], *, limit: int | None, options: float | None = None
+) -> tuple[list[dict[str, Any]], list[tuple[str, int, str]]]:
     """The frozen items of the test splits and the probes, as plain values that `evaluate` understands.
 
-    With them the examples that could not be worded, as rows of the quarantine. Answer options are shown as the
+    With them the examples that could not be worded: task, place, reason. Answer options are shown as the
     templates say, unless training shows (`options` 1) or hides (0) them always.
     Tasks that are only replayed are not tested: they are there for what they keep, which the probes measure.
     """
     selection = gathered.selection
     shown = bool(options) if options in (0, 1) else None
     items: list[dict[str, Any]] = []
-    bad: list[dict[str, Any]] = []
+    bad: list[tuple[str, int, str]] = []
     for name, task in gathered.tasks.items():
         if name in selection.replayed:
             continue
         suite = "held_out" if name in selection.held_out else "task"
-        for example in gathered.splits[name]["test"][:limit]:
+        tested = gathered.splits[name]["test"][:limit]
+        for place, example in zip(tested.places.tolist(), tested, strict=True):
             try:
-                items += [{**item, "suite": suite} for item in _test_item(task, example, seed, shown)]
+                items += [{**item, "suite": suite} for item in _test_item(task, example, shown)]
             except IftError as error:
-                text = json.dumps(example.fields, ensure_ascii=False)
-                bad.append(set_aside(name, example.id, error.what, text))
+                bad.append((name, place, error.what))
     for probe in probes:
         for item in probe.items:
             items.append(
@@ -67,7 +61,7 @@ def items_of(
     return items, bad
 
 
-def _test_item(task: Task, example: Example, seed: int, shown: bool | None) -> list[dict[str, Any]]:
+def _test_item(task: Task, example: Example, shown: bool | None) -> list[dict[str, Any]]:
     """The item of one test example; none for raw text, whose loss on the validation split says it all."""
     item: dict[str, Any] = {
         "name": task.name,
@@ -89,8 +83,8 @@ def _test_item(task: Task, example: Example, seed: int, shown: bool | None) -> l
             return []
         system = said[0] if said else task.system
         return [{**item, "system": system, "prompt": turns[0]["content"], "reference": turns[1]["content"]}]
-    template = choose(task.evaluation_wordings, seed=seed, pass_=0, example_id=example.id)
-    key = f"{seed}/0/{example.id}"
+    template = choose(task.evaluation_wordings, pass_=0, example_id=example.id)
+    key = f"0/{example.id}"
     worded = template.word(example.fields, key=key, show_options=shown, with_choices=True)
     item |= {"prompt": worded.prompt, "reference": worded.completion}
     if task.choices:

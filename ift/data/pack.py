@@ -4,8 +4,13 @@ In:  document lengths in the order in which they should be seen, the capacity, t
 Out: packs, each a list of positions in that order; every document in exactly one pack.
 
     pack([5, 3, 4, 2], capacity=7)    # [[0, 3], [1, 2]]
+
+Without packing a document is a row of its own, and rows of like length are neighbours, so that little is padded:
+
+    bucket([5, 90, 4, 91], size=2, key="17/0")    # [[1], [3], [0], [2]], or the other pair first, as the key says
 """
 
+import random
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
@@ -41,3 +46,17 @@ def _best_fit(lengths: Sequence[int], positions: Sequence[int], capacity: int) -
     for members in packs:
         members.sort()
     return packs
+
+
+def bucket(lengths: Sequence[int], *, key: str, size: int = 64, window: int = 4096) -> list[list[int]]:
+    """Every document alone, in runs of `size` of like length; the runs of a window follow in an order that `key` draws.
+
+    A document moves by no more than `window` places.
+    """
+    rows: list[list[int]] = []
+    for start in range(0, len(lengths), window):
+        positions = sorted(range(start, min(start + window, len(lengths))), key=lambda p: (lengths[p], p))
+        runs = [positions[i : i + size] for i in range(0, len(positions), size)]
+        random.Random(f"buckets/{key}/{start}").shuffle(runs)
+        rows += [[position] for run in runs for position in run]
+    return rows

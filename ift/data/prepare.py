@@ -7,36 +7,53 @@ Out: a folder with everything that the rest of the run reads:
     validation/      the packs whose loss is watched
     items.jsonl      the frozen test and probe items, the same before and after tuning
     quarantine.jsonl bad rows: file, line, reason
+    dropped.jsonl    good rows that are not trained on: duplicates, and what a test set or a probe holds
 
 and the manifest, which the pipeline writes last: counts, hashes.
 
 `gather.py` has read and checked the rows before any cluster starts, `draws.py` decides what is seen when and in which
-words. Here Ray Data words and tokenizes, and decides nothing.
+words, `pack.py` what stands together. Here Ray Data does the work on every node and decides nothing: its tasks word
+and tokenize what the cache lacks, and its tasks write the shards. What is in memory here is a few numbers a document.
 """
 
-import random
+import pickle
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ift import storage
-from ift.data import stream
-from ift.data.draws import Draws, Words, planned, repeats, request_of, train_requests, worded
-from ift.data.gather import Gathered, refuse_bad_rows, set_aside
+from ift.data import account, stream, tokens
+from ift.data import cache as caches
+from ift.data.draws import (
+    Draws,
+    Limits,
+    Requests,
+    Words,
+    planned,
+    repeats,
+    train_requests,
+    validation_requests,
+    worded,
+)
+from ift.data.examples import Lookup
+from ift.data.gather import Gathered
 from ift.data.items import items_of
-from ift.data.pack import pack
-from ift.data.selection import REPLAY
+from ift.data.layout import Documents, Layout, Packs, documents_of, shards, write_shard
+from ift.data.quarantine import Quarantine, Tally
 from ift.data.sources import Progress
-from ift.data.stream import Pack
+from ift.data.tokens import Tokens
 from ift.errors import IftError
 from ift.prompts.chat import Tokenizer
 from ift.tasks.probes import Probe
 
-_NAMES_SHOWN = 10
-_REQUESTS_A_BLOCK = 1000  # small enough that progress is seen, and that no block is large in memory
-_MANY_TOO_LONG = 0.1  # of a task's instructions: so many deserve a word
+_REASONS = 20  # that the manifest counts
+_REQUESTS_A_BLOCK = 2000  # small enough that progress is seen, and that no block is large in memory
+_UNPACKED = ("data.packing is off: an encoder–decoder reads one instruction a row",)
 
 
 def build(
@@ -44,13 +61,13 @@ def build(
     gathered: Gathered,
     probes: Sequence[Probe],
     *,
+    cache: Path,
     model_dir: Path,
-    max_length: int,
+    limits: Limits,
     packing: bool,
     epochs: int,
     seed: int,
     test_limit: int | None,
-    cpus: int,
     draws: Draws | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -61,233 +78,248 @@ def build(
     draws = draws or Draws()
     counts = planned(gathered, draws)
     requests = [
+        *validation_requests(gathered, counts),
         *(
-            r
+            some
             for epoch in range(epochs)
-            for r in train_requests(gathered, counts, draws, seed=seed, epoch=epoch)
-        ),
-        *(
-            request_of(gathered.tasks[name], example, "validation", 0, 0)
-            for name, count in counts.items()
-            for example in gathered.splits[name]["validation"]
-            if count
+            for some in train_requests(gathered, counts, draws, seed=seed, epoch=epoch)
         ),
     ]
-    items, untestable = items_of(gathered, probes, seed=seed, limit=test_limit, options=draws.options)
-    words = {name: Words.of(task) for name, task in gathered.tasks.items()}
-    settings = {"seed": seed, "max_length": max_length, "few_shot_tokens": draws.few_shot_tokens}
-    done: list[dict[str, Any]] = []
-    bad: list[dict[str, Any]] = []
-    for row in _tokenized(requests, words, str(model_dir), settings, cpus, progress):
-        (bad if row["reason"] else done).append(row)
-    where = folder / "quarantine.jsonl"
-    unworded = [set_aside(r["task"], r["id"], r["reason"], r["fields"]) for r in bad]
-    quarantine = [*gathered.quarantine, *untestable, *unworded]
-    storage.write_jsonl(where, quarantine)
-    asked = Counter(str(request["task"]) for request in requests)
-    tested = {name: len(splits["test"][:test_limit]) for name, splits in gathered.splits.items()}
-    for name in gathered.tasks:
-        # a row that is too long is not a bad row: it is counted and told apart
-        faulty = [q for q, r in zip(unworded, bad, strict=True) if r["task"] == name and not r["too_long"]]
-        refuse_bad_rows(name, faulty, asked[name], gathered.max_bad_rows, where)
-        faulty = [q for q in untestable if q["task"] == name]
-        refuse_bad_rows(name, faulty, tested[name], gathered.max_bad_rows, where)
-    by_epoch = [[r for r in done if r["split"] == "train" and r["epoch"] == e] for e in range(epochs)]
-    epochs_packs = [
-        _packs(_shuffled(rows, seed, epoch), max_length, packing, epoch)
-        for epoch, rows in enumerate(by_epoch)
-    ]
-    validation = _packs([r for r in done if r["split"] == "validation"], max_length, packing, 0)
+    work = _Work(cache, model_dir, limits, gathered)
+    fresh = work.tokenize(requests, progress)
+    found = {name: work.tokens(name) for name in {some.task for some in requests}}
+    documents = [documents_of(some, found[some.task], work.keys(some)) for some in requests]
+    items, bad = items_of(gathered, probes, limit=test_limit, options=draws.options)
+    aside = _set_aside(folder / "quarantine.jsonl", gathered, documents, bad, test_limit)
+    storage.write_jsonl(folder / "dropped.jsonl", account.dropped(gathered))
     storage.write_jsonl(folder / "items.jsonl", items)
-    written = stream.write(folder / "stream", (p for packs in epochs_packs for p in packs))
-    too_long = Counter(r["task"] for r in bad if r["too_long"])
-    if not written["packs"]:
+
+    layout, trained = Layout(found), [d for d in documents if d.split == "train"]
+    capacity = limits.max_length if packing and not limits.encoder_decoder else None
+    train = [layout.packs([d for d in trained if d.epoch == e], e, seed, capacity) for e in range(epochs)]
+    validation = layout.packs([d for d in documents if d.split == "validation"], 0, seed, capacity)
+    too_long = account.too_long(documents)
+    if not any(map(len, train)):
         raise IftError(
-            f"no instruction is left to train on: {sum(too_long.values()):,} of {len(bad):,} are over "
-            f"data.max_length {max_length:,}",
-            hint=f"raise data.max_length; the reasons, one a row, are in {where}",
+            f"no instruction is left to train on: {sum(too_long.values()):,} of "
+            f"{sum(len(d.rows) - len(d.used) for d in documents):,} are over data.max_length {limits.max_length:,}",
+            hint=f"raise data.max_length; the reasons, one a row, are in {folder / 'quarantine.jsonl'}",
         )
-    ends = [sum(map(len, epochs_packs[: e + 1])) for e in range(epochs)]
-    trained = [r for r in done if r["split"] == "train"]
+    written = _write(folder / "stream", train, layout)
     return {
         **written,
-        "max_length": max_length,
-        "fill": written["tokens"] / (written["packs"] * max_length),
-        "epoch_ends": ends,  # packs seen at the end of each epoch
-        "examples": len({r["id"] for r in trained}),
-        "mixture": _realised(gathered, counts, trained, draws, epochs),
-        "tasks": dict(Counter(r["task"] for r in trained)),
-        "templates": dict(Counter(f"{r['task']}/{r['template']}" for r in trained if r["template"])),
-        "validation": stream.write(folder / "validation", validation),
+        "max_length": limits.max_length,
+        "fill": written["tokens"] / (written["packs"] * limits.max_length),
+        "epoch_ends": np.cumsum(
+            [len(packs) for packs in train]
+        ).tolist(),  # packs seen at the end of each epoch
+        "examples": account.examples(trained),
+        "mixture": account.realised(gathered, counts, trained, epochs),
+        "tasks": account.by_task(trained),
+        "templates": account.by_template(trained),
+        "validation": _write(folder / "validation", [validation], layout),
         "items": dict(Counter(item["name"] for item in items)),
         "rows": gathered.rows,
-        "duplicates": gathered.duplicates,
-        "quarantined": len(quarantine),
+        "duplicates": sum(len(examples.twins) for examples in gathered.examples.values()),
+        "dropped": account.dropped_counts(gathered),
+        "quarantined": aside.count,
+        "reasons": dict(aside.reasons.most_common(_REASONS)),
         "too_long": sum(too_long.values()),
+        "cut": sum(int(d.tokens.cut[d.rows].sum()) for d in trained),
+        "fresh": fresh,  # instructions that the cache did not have
         "notes": [
             *gathered.notes,
             *repeats(gathered, counts, draws, epochs),
-            *_too_long(too_long, asked, max_length),
+            *account.notes_on_length(too_long, account.asked(requests), limits.max_length),
+            *(_UNPACKED if packing and limits.encoder_decoder else ()),
         ],
         "commits": gathered.commits,
+        "inputs": {
+            name: {"files": list(examples.inputs), "rows": examples.total, "bad": examples.bad.count}
+            for name, examples in gathered.examples.items()
+        },
         "licenses": {name: task.license for name, task in gathered.tasks.items()},
     }
 
 
-def _too_long(too_long: Mapping[str, int], asked: Mapping[str, int], max_length: int) -> list[str]:
-    """A word on the tasks that lose many of their instructions to `max_length`, the worst first."""
-    many = [name for name, count in too_long.items() if count > _MANY_TOO_LONG * asked[name]]
-    many.sort(key=lambda name: -too_long[name] / asked[name])
-    shown = ", ".join(f"`{name}` {too_long[name] / asked[name]:.0%}" for name in many[:_NAMES_SHOWN])
-    more = f" and {len(many) - _NAMES_SHOWN} more tasks" if len(many) > _NAMES_SHOWN else ""
-    return [f"over data.max_length {max_length:,} and set aside: {shown}{more}"] if many else []
+# ── tokens ──
 
 
-def _realised(
-    gathered: Gathered,
-    counts: Mapping[str, int],
-    trained: Sequence[Mapping[str, Any]],
-    draws: Draws,
-    epochs: int,
-) -> list[dict[str, Any]]:
-    """The mixture as it came out: a row a task, over all epochs."""
-    total = sum(counts.values())
-    replayed = gathered.selection.replayed
-    rows: dict[str, dict[str, Any]] = {
-        name: {
-            "task": name,
-            "cluster": gathered.tasks[name].cluster,
-            "role": REPLAY if name in replayed else "train",
-            "available": gathered.sizes[name],
-            "asked": count * epochs,
-            "share": count / total,
-            "seen_each": count * epochs / max(1, gathered.sizes[name]),
-            "instructions": 0,
-            "tokens": 0,
-            "supervised_tokens": 0,
-            "few_shot": 0,
-            "options": 0,
+class _Work:
+    """What is worded and tokenized where, and how to have more of it made."""
+
+    def __init__(self, cache: Path, model_dir: Path, limits: Limits, gathered: Gathered) -> None:
+        self.gathered, self.limits, self.model_dir = gathered, limits, model_dir
+        tokenizer = [caches.digest_of(path) for path in tokenizer_files(model_dir)]
+        rows = {name: examples.lookup.folder.name for name, examples in gathered.examples.items()}
+        self.folders = {
+            name: caches.address(cache, "tokens", name, task.identity, rows[name], tokenizer, vars(limits))
+            for name, task in gathered.tasks.items()
         }
-        for name, count in counts.items()
-    }
-    for r in trained:
-        row = rows[r["task"]]
-        row["instructions"] += 1
-        row["tokens"] += len(r["ids"])
-        row["supervised_tokens"] += sum(r["supervised"])
-        row["few_shot"] += r["shots"] > 0
-        row["options"] += bool(r["options_shown"])
-    return list(rows.values())
+
+    def tokens(self, task: str) -> Tokens:
+        return Tokens(self.folders[task])
+
+    def keys(self, some: Requests) -> NDArray[np.uint64]:
+        return tokens.keys_of(some, self.gathered.examples[some.task].ids)
+
+    def tokenize(self, requests: Sequence[Requests], progress: Progress | None) -> int:
+        """Have Ray Data word and tokenize the requests that the cache lacks; return how many those were."""
+        lacking = list(self._lacking(requests))
+        total = sum(map(len, lacking))
+        if not lacking:
+            return 0
+        words = {some.task: Words.of(self.gathered.tasks[some.task]) for some in lacking}
+        examples = {name: self.gathered.examples[name].lookup for name in words}
+        settings = {
+            "words": words,
+            "examples": examples,
+            "folders": {name: str(self.folders[name]) for name in words},
+            "model_dir": str(self.model_dir),
+            "limits": self.limits,
+        }
+        done = 0
+        for count in _mapped(_word_and_tokenize, lacking, settings, [len(some) for some in lacking]):
+            done += count
+            if progress:
+                progress(done, total)
+        return total
+
+    def _lacking(self, requests: Sequence[Requests]) -> Iterator[Requests]:
+        """What is not in the cache, each once, in pieces for a task of Ray."""
+        known: dict[str, NDArray[np.uint64]] = {}
+        for some in requests:
+            keys = self.keys(some)
+            if some.task not in known:
+                known[some.task] = self.tokens(some.task).key
+            _, first = np.unique(keys, return_index=True)
+            new = np.zeros(len(keys), dtype=np.bool_)
+            new[first] = True
+            new &= ~np.isin(keys, known[some.task])
+            known[some.task] = np.concatenate([known[some.task], keys[new]])
+            lacking = some.some(np.flatnonzero(new))
+            for start in range(0, len(lacking), _REQUESTS_A_BLOCK):
+                yield lacking.some(np.arange(start, min(start + _REQUESTS_A_BLOCK, len(lacking))))
 
 
-def _tokenized(
-    requests: list[dict[str, Any]],
-    words: dict[str, Words],
-    model_dir: str,
-    settings: dict[str, Any],
-    cpus: int,
-    progress: Progress | None,
-) -> Iterator[dict[str, Any]]:
-    """Ray Data words and tokenizes the requests on every node; the rows come back in the order given."""
-    import pyarrow as pa
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
-    table = pa.Table.from_pylist(requests, schema=_schema(_REQUEST))
-    blocks = max(1, min(len(requests) // 64, max(cpus, len(requests) // _REQUESTS_A_BLOCK)))
-    dataset = ray.data.from_arrow(table).repartition(blocks)
-    dataset = dataset.map_batches(
-        _word_and_tokenize,
-        batch_format="pyarrow",
-        batch_size=256,
-        fn_kwargs={"words": words, "model_dir": model_dir, "settings": settings},
+def tokenizer_files(model_dir: Path) -> list[Path]:
+    """The files of a model's folder that say how it tokenizes."""
+    return sorted(
+        path
+        for path in model_dir.iterdir()
+        if path.is_file()
+        and path.suffix != ".safetensors"
+        and path.suffix in (".json", ".jinja", ".txt", ".model")
     )
-    done = 0
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        rows = batch.to_pylist()
-        done += len({(r["key"], r["epoch"], r["split"]) for r in rows})
-        if progress:
-            progress(min(done, len(requests)), len(requests))
-        yield from rows
+
+
+def _word_and_tokenize(
+    some: Requests,
+    *,
+    words: Mapping[str, Words],
+    examples: Mapping[str, Lookup],
+    folders: Mapping[str, str],
+    model_dir: str,
+    limits: Limits,
+) -> int:
+    name, reader = some.task, examples[some.task]
+    made = worded(_tokenizer(model_dir), words[name], some, reader, limits)
+    tokens.write(Path(folders[name]), tokens.keys_of(some, reader.ids), made)
+    return len(some)
 
 
 @lru_cache(maxsize=2)
 def _tokenizer(model_dir: str) -> Tokenizer:
     from ift.models.base import load_tokenizer
 
-    return load_tokenizer(Path(model_dir))
+    tokenizer = load_tokenizer(Path(model_dir))
+    model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if hasattr(model, "_resize_cache"):  # words it remembers; with its usual 10,000 it is a third slower
+        model._resize_cache(1 << 18)
+    return tokenizer
 
 
-def _word_and_tokenize(
-    batch: Any, *, words: dict[str, Words], model_dir: str, settings: dict[str, Any]
-) -> Any:
+def _mapped(
+    work: Callable[..., Any], parts: Sequence[Any], settings: Mapping[str, Any], sizes: Sequence[int]
+) -> Iterator[Any]:
+    """`work(part, **settings)` of every part, by Ray Data on whichever node has room; results in the order given.
+
+    Small parts share a task of Ray, so that hundreds of small ones cost no more than one large.
+    """
     import pyarrow as pa
+    import ray
+    import ray.data
 
-    tokenizer = _tokenizer(model_dir)
-    rows = [
-        # the words have done their part; they come back only where someone has to read why they did not serve
-        {**row, "exemplars": None, "fields": row["fields"] if made.reason else "", **made.row}
-        for row in batch.to_pylist()
-        for made in worded(tokenizer, words[row["task"]], row, **settings)
-    ]
-    names = {**_REQUEST, **_MADE}
-    return pa.Table.from_pylist([{name: row[name] for name in names} for row in rows], schema=_schema(names))
-
-
-_REQUEST = {
-    **dict.fromkeys(("task", "id", "key", "fields", "split", "exemplars"), "string"),
-    "epoch": "int64",
-    "pass": "int64",
-    "options": "bool",
-}
-_MADE = {
-    "template": "string",
-    "reason": "string",
-    "too_long": "bool",
-    "shots": "int64",
-    "options_shown": "bool",
-    "ids": "list<int32>",
-    "supervised": "list<bool>",
-}
-
-
-def _schema(names: Mapping[str, str]) -> Any:
-    import pyarrow as pa
-
-    kinds = {
-        "string": pa.string(),
-        "int64": pa.int64(),
-        "bool": pa.bool_(),
-        "list<int32>": pa.list_(pa.int32()),
-        "list<bool>": pa.list_(pa.bool_()),
-    }
-    return pa.schema([(name, kinds[kind]) for name, kind in names.items()])
-
-
-def _shuffled(rows: list[dict[str, Any]], seed: int, epoch: int) -> list[dict[str, Any]]:
-    """The order of one epoch: a function of the seed, the epoch and the examples' ids alone."""
-    rows = sorted(
-        rows, key=lambda r: (r["task"], r["id"], r["pass"])
-    )  # stable: pieces of a text stay in order
-    random.Random(f"order/{seed}/{epoch}").shuffle(rows)
-    return rows
-
-
-def _packs(rows: list[dict[str, Any]], max_length: int, packing: bool, epoch: int) -> list[Pack]:
-    lengths = [len(r["ids"]) for r in rows]
-    groups = pack(lengths, capacity=max_length) if packing else [[i] for i in range(len(rows))]
-    return [_pack_of([rows[i] for i in group], epoch) for group in groups]
-
-
-def _pack_of(rows: list[dict[str, Any]], epoch: int) -> Pack:
-    return Pack(
-        tokens=[token for r in rows for token in r["ids"]],
-        supervised=[counts for r in rows for counts in r["supervised"]],
-        lengths=[len(r["ids"]) for r in rows],
-        examples=[r["id"] for r in rows],
-        tasks=[r["task"] for r in rows],
-        templates=[r["template"] for r in rows],
-        epoch=epoch,
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    tables: list[Any] = []
+    rows: list[bytes] = []
+    size = 0
+    for i, (part, n) in enumerate(zip(parts, sizes, strict=True)):
+        rows.append(pickle.dumps(part))
+        size += n
+        if size >= _REQUESTS_A_BLOCK or i == len(parts) - 1:
+            tables.append(pa.table({"part": pa.array(rows, pa.large_binary())}))
+            rows, size = [], 0
+    shared = ray.put((work, dict(settings)))
+    dataset = ray.data.from_arrow(tables).map_batches(
+        _work_on, batch_format="pyarrow", batch_size=None, fn_kwargs={"shared": [shared]}
     )
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for result in batch.column("result").to_pylist():
+            yield pickle.loads(result)  # what `_work_on` has just made
+
+
+def _work_on(batch: Any, *, shared: Sequence[Any]) -> Any:
+    import pyarrow as pa
+    import ray
+
+    work, settings = ray.get(shared[0])
+    results = [pickle.dumps(work(pickle.loads(part.as_py()), **settings)) for part in batch.column("part")]
+    return pa.table({"result": pa.array(results, pa.large_binary())})
+
+
+def _write(folder: Path, epochs: Sequence[Packs], layout: Layout) -> dict[str, Any]:
+    """A stream of all the epochs' packs, each shard written by a task of Ray."""
+    stream.cleared(folder)
+    parts = list(shards(epochs))
+    sizes = [_REQUESTS_A_BLOCK] * len(parts)
+    return stream.summed(_mapped(write_shard, parts, {"folder": str(folder), **layout.settings}, sizes))
+
+
+def _set_aside(
+    where: Path,
+    gathered: Gathered,
+    documents: Sequence[Documents],
+    untested: Sequence[tuple[str, int, str]],
+    test_limit: int | None,
+) -> Tally:
+    """Write down every row that could not be used, and count them; `untested` are test examples.
+
+    Raises `IftError` where they are too many. Those that are too long are no bad rows: they are counted apart.
+    """
+    trained = {name: Tally() for name in gathered.tasks}
+    tested = {name: Tally() for name in gathered.tasks}
+    asked: Counter[str] = Counter()
+    with Quarantine(where) as quarantine:
+
+        def add(task: str, place: int, reason: str) -> dict[str, Any]:
+            examples = gathered.examples[task]
+            text = examples.lookup.line(place).decode()
+            return quarantine.add(**examples.where(place), reason=reason, text=text)
+
+        for examples in gathered.examples.values():
+            quarantine.take(examples.lookup.folder / "quarantine.jsonl")
+        for task, place, reason in untested:
+            tested[task].add(add(task, place, reason))
+        for d in documents:
+            asked[d.task] += len(d.rows)
+            for row, place in zip(d.rows[~d.good].tolist(), d.places[~d.good].tolist(), strict=True):
+                entry = add(d.task, place, d.tokens.reasons[row])
+                if not d.tokens.too_long[row]:
+                    trained[d.task].add(entry)
+    for name, splits in gathered.splits.items():
+        trained[name].refuse(name, asked[name], gathered.max_bad_rows, where=where)
+        tested[name].refuse(name, len(splits["test"][:test_limit]), gathered.max_bad_rows, where=where)
+    return quarantine.tally

@@ -17,6 +17,13 @@ A text, cut into pieces: all but each piece's first token, which nothing stands 
 
     It rained . | The roads | were wet . <|endoftext|>
     .    x    x    .    x       .   x  x      x
+
+An encoder–decoder reads what is not supervised and writes what is, so its documents have one border: what is read, with
+its end, then one answer. A conversation makes a document of each answer (`answers`), a text one of each piece, which is
+read to its half (`halves`).
+
+    Good ? </s> | Yes . </s>
+     .   .  .     x   x  x
 """
 
 from collections.abc import Sequence
@@ -25,9 +32,9 @@ from dataclasses import dataclass
 from ift.prompts.chat import (
     Message,
     Tokenizer,
-    encode_completion,
+    close_source,
     encode_exchanges,
-    encode_prompt,
+    encode_instructions,
     end_of_sequence,
     neutralise,
 )
@@ -49,20 +56,70 @@ class TooLong(ValueError):
     """Nothing is wrong with it but its length."""
 
 
-def document(
-    tokenizer: Tokenizer, prompt: str, completion: str, *, system: str = "", max_length: int
+def documents(
+    tokenizer: Tokenizer, instructions: Sequence[tuple[str, str, str]], *, encoder: bool = False
+) -> list[Document | ValueError]:
+    """Instructions, each a prompt, a completion and a system text, as documents of any length.
+
+    In place of one that cannot be trained on stands a `ValueError` with the reason. `encoder`: an encoder reads them.
+    """
+    found: list[Document | ValueError] = [
+        ValueError("the completion is empty: no token would be supervised")
+        if not completion.strip()
+        else ValueError("the prompt is empty")
+        for _, completion, _ in instructions
+    ]
+    good = [
+        i for i, (prompt, completion, _) in enumerate(instructions) if prompt.strip() and completion.strip()
+    ]
+    try:
+        encoded = encode_instructions(tokenizer, [instructions[i] for i in good], encoder=encoder)
+    except ValueError as error:  # a chat template refuses one of them: which, is found one by one
+        if len(instructions) == 1:
+            return [error]
+        return [documents(tokenizer, [one], encoder=encoder)[0] for one in instructions]
+    for i, (head, tail) in zip(good, encoded, strict=True):
+        if len(tail) < 2:
+            found[i] = ValueError("the tokenizer has no token for the completion")
+        else:
+            found[i] = _answered(head, tail)
+    return found
+
+
+def _answered(read: list[int], answer: list[int]) -> Document:
+    return Document(read + answer, [False] * len(read) + [True] * len(answer))
+
+
+def shortened(
+    tokenizer: Tokenizer,
+    prompt: str,
+    completion: str,
+    system: str,
+    max_length: int,
+    *,
+    encoder: bool = False,
 ) -> Document:
-    """One instruction. Raises `ValueError`, with the reason, for one that cannot be trained on."""
-    if not completion.strip():
-        raise ValueError("the completion is empty: no token would be supervised")
-    if not prompt.strip():
-        raise ValueError("the prompt is empty")
-    head, tail = encode_prompt(tokenizer, prompt, system), encode_completion(tokenizer, completion)
-    if len(tail) < 2:
-        raise ValueError("the tokenizer has no token for the completion")
-    if len(head) + len(tail) > max_length:
-        raise TooLong(_too_long(len(head) + len(tail), max_length))
-    return Document(head + tail, [False] * len(head) + [True] * len(tail))
+    """One instruction that is over `max_length`, its prompt cut from the left; the answer stays whole.
+
+        <|im_start|> user \\n Review : … what a film . Good ? <|im_end|> \\n <|im_start|> assistant \\n Yes . <|im_end|>
+                               └─ lost ┘
+
+    The beginning of the turn stays where it is: only what the prompt says is cut, at a token's border. Raises `TooLong`
+    where the answer and what stands around the prompt leave no room for any of it.
+    """
+    text = neutralise(tokenizer, prompt)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    starts = [start for start, _ in encoded["offset_mapping"]]
+    at = 0
+    while True:
+        kept = text[starts[at] :] if at else text
+        [found] = documents(tokenizer, [(kept, completion, system)], encoder=encoder)
+        over = len(found.ids) - max_length if isinstance(found, Document) else 1
+        if over <= 0 and isinstance(found, Document):
+            return found
+        at += over  # a token less in the prompt is about one less in all: a few rounds do
+        if at >= len(starts):
+            raise TooLong(f"the answer alone leaves the prompt no room within data.max_length {max_length:,}")
 
 
 def conversation(tokenizer: Tokenizer, messages: Sequence[Message], *, max_length: int) -> Document:
@@ -81,7 +138,7 @@ def conversation(tokenizer: Tokenizer, messages: Sequence[Message], *, max_lengt
         length = len(ids) + len(read) + len(answer)
         if length > max_length:
             if not ids:
-                raise TooLong(_too_long(length, max_length))
+                raise TooLong(too_long(length, max_length))
             break
         ids += read + answer
         supervised += [False] * len(read) + [True] * len(answer)
@@ -90,11 +147,50 @@ def conversation(tokenizer: Tokenizer, messages: Sequence[Message], *, max_lengt
     return Document(ids, supervised)
 
 
+def answers(tokenizer: Tokenizer, messages: Sequence[Message], *, max_length: int) -> list[Document]:
+    """For an encoder–decoder: a document of each answer, in which all that stands before it is read.
+
+    As many as fit `max_length`, from the first on. Raises `ValueError` as `conversation` does.
+    """
+    found: list[Document] = []
+    history: list[int] = []
+    for read, answer in encode_exchanges(tokenizer, messages):
+        if not answer:
+            break
+        if len(answer) < 2:
+            raise ValueError("the tokenizer has no token for an answer")
+        history += read
+        document = _answered(close_source(tokenizer, history), answer)
+        if len(document.ids) > max_length:
+            if not found:
+                raise TooLong(too_long(len(document.ids), max_length))
+            break
+        found.append(document)
+        history += answer
+    if not found:
+        raise ValueError("no turn is the assistant's: no token would be supervised")
+    return found
+
+
 def text(tokenizer: Tokenizer, text: str, *, max_length: int) -> list[Document]:
     """A raw text in pieces of at most `max_length` tokens, the last closed by the end-of-sequence token.
 
     A last piece of one token is left out: nothing in it would be supervised. Raises `ValueError` for an empty text.
     """
+    return [
+        Document(piece, [False] + [True] * (len(piece) - 1)) for piece in _pieces(tokenizer, text, max_length)
+    ]
+
+
+def halves(tokenizer: Tokenizer, text: str, *, max_length: int) -> list[Document]:
+    """The same for an encoder–decoder: of each piece it reads the first half, closed, and writes the second."""
+    end = end_of_sequence(tokenizer)
+    pieces = _pieces(tokenizer, text, max_length - 1)
+    return [_answered([*piece[: len(piece) // 2], end], piece[len(piece) // 2 :]) for piece in pieces]
+
+
+def _pieces(tokenizer: Tokenizer, text: str, size: int) -> list[list[int]]:
+    """The tokens of a text and its end, at most `size` at a time; a last one alone is left out."""
     if not text.strip():
         raise ValueError("the text is empty")
     end = end_of_sequence(tokenizer)
@@ -102,9 +198,10 @@ def text(tokenizer: Tokenizer, text: str, *, max_length: int) -> list[Document]:
     ids = [*(ids[:-1] if ids and ids[-1] == end else ids), end]
     if len(ids) < 2:
         raise ValueError("the tokenizer has no token for the text")
-    pieces = (ids[start : start + max_length] for start in range(0, len(ids), max_length))
-    return [Document(piece, [False] + [True] * (len(piece) - 1)) for piece in pieces if len(piece) > 1]
+    pieces = (ids[start : start + size] for start in range(0, len(ids), size))
+    return [piece for piece in pieces if len(piece) > 1]
 
 
-def _too_long(length: int, max_length: int) -> str:
+def too_long(length: int, max_length: int) -> str:
+    """The reason for a document of `length` tokens."""
     return f"{length:,} tokens, over data.max_length {max_length:,}"

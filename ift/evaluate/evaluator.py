@@ -49,7 +49,7 @@ def evaluate(
     import pyarrow as pa
     import ray.data
 
-    from ift.models.base import load_tokenizer
+    from ift.models.base import is_encoder_decoder, load_tokenizer
 
     if not items:
         return []
@@ -57,7 +57,9 @@ def evaluate(
         items = [{**item, "base": b["output"]} for item, b in zip(items, base, strict=True)]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    groups = batches(load_tokenizer(model_dir), items, batch_tokens)
+    groups = batches(
+        load_tokenizer(model_dir), items, batch_tokens, encoder_decoder=is_encoder_decoder(model_dir)
+    )
     rows = [pa.table({"batch": [json.dumps([[i, dict(items[i])] for i in group])]}) for group in groups]
     predictions: dict[int, Prediction] = {}
     answers = ray.data.from_arrow(rows).map_batches(
@@ -82,9 +84,11 @@ def evaluate(
     return [predictions[i] for i in range(len(items))]
 
 
-def batches(tokenizer: Tokenizer, items: Sequence[Item], batch_tokens: int) -> list[list[int]]:
+def batches(
+    tokenizer: Tokenizer, items: Sequence[Item], batch_tokens: int, *, encoder_decoder: bool = False
+) -> list[list[int]]:
     """Numbers of items that go through the model together: of one kind, of like length, costly ones first."""
-    lengths = [_length(tokenizer, item) for item in items]
+    lengths = [_length(tokenizer, item, encoder_decoder) for item in items]
     by_kind: dict[tuple[bool, int], list[int]] = {}
     for i, item in enumerate(items):
         generated = item["kind"] == "generation"
@@ -101,19 +105,20 @@ def batches(tokenizer: Tokenizer, items: Sequence[Item], batch_tokens: int) -> l
     return groups
 
 
-def _length(tokenizer: Tokenizer, item: Item) -> int:
+def _length(tokenizer: Tokenizer, item: Item, encoder_decoder: bool = False) -> int:
     if item["kind"] == "generation":
-        return len(_prompt(tokenizer, item)) + int(item["max_new_tokens"])
-    return len(_tree(tokenizer, item))
+        return len(_prompt(tokenizer, item, encoder_decoder)) + int(item["max_new_tokens"])
+    tree = _tree(tokenizer, item, encoder_decoder)
+    return tree.decoder_tokens if encoder_decoder else len(tree)
 
 
-def _prompt(tokenizer: Tokenizer, item: Item) -> list[int]:
-    return encode_prompt(tokenizer, item["prompt"], item["system"])
+def _prompt(tokenizer: Tokenizer, item: Item, encoder_decoder: bool) -> list[int]:
+    return encode_prompt(tokenizer, item["prompt"], item["system"], encoder=encoder_decoder)
 
 
-def _tree(tokenizer: Tokenizer, item: Item) -> Tree:
+def _tree(tokenizer: Tokenizer, item: Item, encoder_decoder: bool) -> Tree:
     """Choices without the end-of-turn token: when to stop is another question than which one is right."""
-    prompt = _prompt(tokenizer, item)
+    prompt = _prompt(tokenizer, item, encoder_decoder)
     if item["kind"] == "reference":
         return Tree(prompt, [encode_completion(tokenizer, item["reference"])])
     return Tree(prompt, [encode_completion(tokenizer, choice)[:-1] for choice in item["choices"]])
@@ -149,7 +154,8 @@ class Predictor:
 def predict_likelihoods(model: Any, tokenizer: Tokenizer, items: Sequence[Item]) -> list[Prediction]:
     """Choices ranked by mean log-likelihood a token; references by their loss."""
     predictions = []
-    for item, scores in zip(items, score(model, [_tree(tokenizer, item) for item in items]), strict=True):
+    trees = [_tree(tokenizer, item, model.config.is_encoder_decoder) for item in items]
+    for item, scores in zip(items, score(model, trees), strict=True):
         means = [sum(tokens) / len(tokens) for tokens in scores]
         if item["kind"] == "reference":
             predictions.append(_prediction(item, output="", expected=item["reference"], score=-means[0]))
@@ -172,7 +178,7 @@ def predict_generations(model: Any, tokenizer: Tokenizer, items: Sequence[Item])
     """Greedy answers, graded by the item's rules, or by its task's metric against the reference."""
     answers = generate(
         model,
-        [_prompt(tokenizer, item) for item in items],
+        [_prompt(tokenizer, item, model.config.is_encoder_decoder) for item in items],
         max_new_tokens=items[0]["max_new_tokens"],
         stop=sorted({end_of_turn(tokenizer), tokenizer.eos_token_id} - {None}),
     )

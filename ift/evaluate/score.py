@@ -13,6 +13,9 @@ and positions go on from the prompt's end:
     position    0  1 | 2 | 2  3
     sees        9    9 4   9 4     9 4
                        7       8     8 8
+
+An encoder–decoder reads each prompt once as well; its continuations are rows of the decoder, as T5 knows no positions
+but those of a row.
 """
 
 from collections.abc import Sequence
@@ -21,8 +24,9 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from ift.evaluate import prefix
+from ift.evaluate import encoder, prefix
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,38 @@ class Tree:
     def __len__(self) -> int:
         return len(self.prompt) + sum(map(len, self.continuations))
 
+    @property
+    def decoder_tokens(self) -> int:
+        """What it takes of an encoder–decoder: a row a continuation, each with all of the prompt to look at."""
+        return len(self.continuations) * (len(self.prompt) + max(map(len, self.continuations)))
+
 
 def score(model: Any, trees: Sequence[Tree]) -> list[list[list[float]]]:
-    """Log-likelihoods in nats: one list a tree, in it one a continuation, in it one a token.
+    """Log-likelihoods in nats: one list a tree, in it one a continuation, in it one a token."""
+    with torch.inference_mode():
+        logits, rows, tokens = (_decoded if model.config.is_encoder_decoder else _branched)(model, trees)
+        each = iter((logits[rows, tokens] - logits.logsumexp(-1)[rows]).tolist())
+    return [[list(islice(each, len(c))) for c in tree.continuations] for tree in trees]
+
+
+def _decoded(model: Any, trees: Sequence[Tree]) -> tuple[torch.Tensor, list[int], list[int]]:
+    """Logits, `(positions, vocabulary)`; which of them predicts each token of each continuation; and these tokens.
+
+    Of an encoder–decoder: all continuations of all trees go through the decoder in one pass.
+    """
+    source = encoder.encoded(model, [tree.prompt for tree in trees])
+    source = source.rows([row for row, tree in enumerate(trees) for _ in tree.continuations])
+    continuations = [torch.tensor(tokens) for tree in trees for tokens in tree.continuations]
+    labels = pad_sequence(continuations, batch_first=True, padding_value=encoder.IGNORED)
+    labels = labels.to(source.mask.device)
+    logits = encoder.decoded(model, source, model.prepare_decoder_input_ids_from_labels(labels)).logits
+    written = labels != encoder.IGNORED
+    tokens = labels[written].tolist()
+    return logits[written].float(), list(range(len(tokens))), tokens
+
+
+def _branched(model: Any, trees: Sequence[Tree]) -> tuple[torch.Tensor, list[int], list[int]]:
+    """The same of a causal model.
 
     Behind the prompts' shared beginning all `trees` go through the model in one pass, padded to the longest. The
     vocabulary projection is computed for the positions that predict a continuation's token and for no others.
@@ -67,18 +100,15 @@ def score(model: Any, trees: Sequence[Tree]) -> list[list[list[float]]]:
             start += n
     shared, past = prefix.cached(model, [tree.prompt for tree in trees])
     rows, tokens = _targets(trees, keep)
-    with torch.inference_mode():
-        logits = model(
-            input_ids=ids[:, shared:].to(device),
-            position_ids=positions[:, shared:].to(device),
-            attention_mask=sees[:, None, shared:].to(device),
-            past_key_values=past,
-            use_cache=bool(shared),
-            logits_to_keep=keep[:, shared:].to(device),
-        ).logits
-        logits = logits.reshape(-1, logits.shape[-1]).float()  # (kept positions, vocabulary)
-        values = iter((logits[rows, tokens] - logits.logsumexp(-1)[rows]).tolist())
-    return [[list(islice(values, len(c))) for c in tree.continuations] for tree in trees]
+    logits = model(
+        input_ids=ids[:, shared:].to(device),
+        position_ids=positions[:, shared:].to(device),
+        attention_mask=sees[:, None, shared:].to(device),
+        past_key_values=past,
+        use_cache=bool(shared),
+        logits_to_keep=keep[:, shared:].to(device),
+    ).logits
+    return logits.reshape(-1, logits.shape[-1]).float(), rows, tokens
 
 
 def _targets(trees: Sequence[Tree], keep: torch.Tensor) -> tuple[list[int], list[int]]:

@@ -147,16 +147,24 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def is_encoder_decoder(folder: Path) -> bool:
+    """Whether the folder's model reads with an encoder and writes with a decoder (T5); else it is causal."""
+    from transformers import AutoConfig
+
+    return bool(AutoConfig.from_pretrained(folder, local_files_only=True).is_encoder_decoder)
+
+
 def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
-    """The folder's causal language model in eval mode, with sdpa attention.
+    """The folder's causal language model or encoder–decoder in eval mode, with sdpa attention.
 
     Raises `IftError` where its weights are not all there.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     _quiet_transformers()
-    model, loaded = AutoModelForCausalLM.from_pretrained(
+    kind = AutoModelForSeq2SeqLM if is_encoder_decoder(folder) else AutoModelForCausalLM
+    model, loaded = kind.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
         attn_implementation="sdpa",
@@ -193,13 +201,20 @@ def parameter_count(folder: Path) -> int:
     return count
 
 
-def reference_logits(model: Any, ids: Sequence[int]) -> Any:
-    """Logits of the last eight positions of `ids`: an array `(8, vocabulary)` of float32."""
+def reference_logits(model: Any, ids: Sequence[int], *, encoder_decoder: bool = False) -> Any:
+    """Logits of the last eight positions of `ids`: an array `(8, vocabulary)` of float32.
+
+    An encoder–decoder reads all of `ids` and writes the last eight.
+    """
     import torch
 
     with torch.no_grad():
         device = next(model.parameters()).device
-        logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False, logits_to_keep=8).logits
+        read = torch.tensor([ids], device=device)
+        if encoder_decoder:
+            logits = model(input_ids=read, labels=read[:, -8:], use_cache=False).logits
+        else:
+            logits = model(input_ids=read, use_cache=False, logits_to_keep=8).logits
     return logits[0].float().cpu().numpy()
 
 
@@ -220,7 +235,7 @@ def verify(folder: Path, ids: Sequence[int], expected: Any, *, dtype: str) -> di
         raise IftError(
             f"the exported model in {folder} cannot be loaded: {_first_line(failure)}", hint=hint
         ) from failure
-    got = reference_logits(model, ids)
+    got = reference_logits(model, ids, encoder_decoder=is_encoder_decoder(folder))
     error = float(norm(got - expected) / norm(expected))
     tolerance = 1e-4 if dtype == "float32" else 3e-2
     if not error <= tolerance:

@@ -19,12 +19,15 @@ conversation lines that name the speaker, each answer closed by that token (a sy
     Assistant: Hello!</s>
     User: Bye.
     Assistant: See you.</s>
+
+The encoder of an encoder–decoder reads the same, without the newline and closed by the end-of-sequence token, unless
+there is a chat template to say how it ends.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from ift.errors import IftError
@@ -34,6 +37,9 @@ Message = Mapping[str, str]  # `role` and `content`
 
 _MARKER = re.compile(r"<[|\uff5c].*[|\uff5c]>", re.DOTALL)  # <|user|>; DeepSeek writes a wider bar
 _BRACKETED = re.compile(r"<.*>|\[.*\]|\{.*\}", re.DOTALL)
+_PLAIN = re.compile(r"[^<>{}\[\]|/#\\]+")  # a text in which no chat template looks for anything
+_MARK = "\u2402QUESTION\u2403"  # stands for a prompt; no text has it
+_TRIED = 4  # prompts that are rendered to see that a frame fits
 _REWRITTEN = (
     "the chat template words a turn otherwise once another follows it (as those that drop earlier reasoning do): "
     "what is read before each answer is not in the conversation as a whole"
@@ -48,8 +54,13 @@ def neutralise(tokenizer: Tokenizer, text: str, *, answer: bool = False) -> str:
     Text of a data set or a user must not be able to end a turn or to begin one. An `answer` may keep tokens such as
     `<think>`: a data set may well teach them.
     """
-    pattern = _pattern(control_tokens(tokenizer, answer=answer))
-    return pattern.sub(lambda m: f"{m[0][0]} {m[0][1:]}" if len(m[0]) > 1 else " ", text) if pattern else text
+    return _break(_pattern(control_tokens(tokenizer, answer=answer)), text)
+
+
+def _break(pattern: "_Pattern | None", text: str) -> str:
+    if pattern is None or not any(first in text for first in pattern.firsts):
+        return text
+    return pattern.tokens.sub(lambda m: f"{m[0][0]} {m[0][1:]}" if len(m[0]) > 1 else " ", text)
 
 
 def control_tokens(tokenizer: Tokenizer, *, answer: bool = False) -> tuple[str, ...]:
@@ -76,28 +87,119 @@ def _find_controls(tokenizer: Tokenizer, special: Sequence[str], template: str) 
     return tuple(sorted(turns)), tuple(sorted(turns | named))
 
 
+class _Pattern(NamedTuple):
+    """Any of some tokens, and the characters that they begin with: most texts hold none of these."""
+
+    tokens: re.Pattern[str]
+    firsts: frozenset[str]
+
+
 @lru_cache(maxsize=32)
-def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str] | None:
+def _pattern(tokens: tuple[str, ...]) -> _Pattern | None:
     longest_first = sorted(filter(None, tokens), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+    if not longest_first:
+        return None
+    firsts = frozenset(token[0] for token in longest_first)
+    return _Pattern(re.compile("|".join(map(re.escape, longest_first))), firsts)
 
 
 def prompt_text(tokenizer: Tokenizer, prompt: str, system: str = "") -> str:
     """What the model reads before it answers `prompt`."""
-    prompt, system = neutralise(tokenizer, prompt), neutralise(tokenizer, system)
+    return _prompt_text(tokenizer, neutralise(tokenizer, prompt), neutralise(tokenizer, system))
+
+
+def _prompt_text(tokenizer: Tokenizer, prompt: str, system: str) -> str:
     if tokenizer.chat_template:
         return _templated(tokenizer, system, [{"role": "user", "content": prompt}])
     return f"{_headed(system, prompt)}\n"
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str, system: str = "") -> list[int]:
-    """Token ids of what the model reads before it answers."""
-    return _encode_start(tokenizer, prompt_text(tokenizer, prompt, system))
+def _prompt_texts(tokenizer: Tokenizer, asked: Sequence[tuple[str, str]]) -> list[str]:
+    """`_prompt_text` of each prompt with its system text.
+
+    Of many, most are put into the frame that the chat template has around each of the first: rendering it anew takes
+    a quarter as long as the tokens do. Prompts with signs that a template may look for are rendered one by one.
+    """
+    if not tokenizer.chat_template or len(asked) <= _TRIED:
+        return [_prompt_text(tokenizer, prompt, system) for prompt, system in asked]
+    plain: dict[str, list[str]] = {}
+    for prompt, system in asked:
+        if _PLAIN.fullmatch(prompt) and prompt == prompt.strip():
+            plain.setdefault(system, []).append(prompt)
+    frames = {system: _frame(tokenizer, system, prompts) for system, prompts in plain.items()}
+    known = {prompt for prompts in plain.values() for prompt in prompts}
+    texts = []
+    for prompt, system in asked:
+        frame = frames.get(system) if prompt in known else None
+        texts.append(frame[0] + prompt + frame[1] if frame else _prompt_text(tokenizer, prompt, system))
+    return texts
+
+
+def _frame(tokenizer: Tokenizer, system: str, prompts: Sequence[str]) -> tuple[str, str] | None:
+    """What the chat template puts before and behind a prompt, if it is the same for some of these."""
+    before, _, behind = _prompt_text(tokenizer, _MARK, system).partition(_MARK)
+    tried = [*prompts[:_TRIED], max(prompts, key=len), min(prompts, key=len)]
+    same = all(_prompt_text(tokenizer, prompt, system) == before + prompt + behind for prompt in tried)
+    return (before, behind) if same else None
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str, system: str = "", *, encoder: bool = False) -> list[int]:
+    """Token ids of what the model reads before it answers; `encoder`: of what its encoder reads."""
+    asked = [(neutralise(tokenizer, prompt), neutralise(tokenizer, system))]
+    return _encode_prompts(tokenizer, asked, encoder)[0]
+
+
+def _encode_prompts(tokenizer: Tokenizer, asked: Sequence[tuple[str, str]], encoder: bool) -> list[list[int]]:
+    """Token ids of prompts, each with its system text; both neutralised."""
+    if not encoder or tokenizer.chat_template:
+        return _encode_starts(tokenizer, _prompt_texts(tokenizer, asked))
+    starts = _encode_starts(tokenizer, [_headed(system, prompt) for prompt, system in asked])
+    return [close_source(tokenizer, ids) for ids in starts]
+
+
+def close_source(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """What an encoder reads, with its end."""
+    return ids if tokenizer.chat_template else [*ids, end_of_sequence(tokenizer)]
 
 
 def encode_completion(tokenizer: Tokenizer, completion: str) -> list[int]:
     """Token ids of an answer, the end-of-turn token last."""
     return [*_encode(tokenizer, neutralise(tokenizer, completion, answer=True)), end_of_turn(tokenizer)]
+
+
+def encode_instructions(
+    tokenizer: Tokenizer, instructions: Sequence[tuple[str, str, str]], *, encoder: bool = False
+) -> list[tuple[list[int], list[int]]]:
+    """`encode_prompt` and `encode_completion` of many instructions at once: each a prompt, a completion, a system text.
+
+    Equal to them one by one, and several times as fast: what hangs on the tokenizer alone is found out once.
+    """
+    if not instructions:
+        return []
+    prompts = _pattern(control_tokens(tokenizer))
+    answers = _pattern(control_tokens(tokenizer, answer=True))
+    end = end_of_turn(tokenizer)
+    systems = {system: _break(prompts, system) for _, _, system in instructions}
+    heads = [(_break(prompts, prompt), systems[system]) for prompt, _, system in instructions]
+    tails = [_break(answers, completion) for _, completion, _ in instructions]
+    encoded = encode_many(tokenizer, tails, special=False)
+    return [
+        (head, [*tail, end])
+        for head, tail in zip(_encode_prompts(tokenizer, heads, encoder), encoded, strict=True)
+    ]
+
+
+def encode_many(tokenizer: Tokenizer, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+    """Token ids of many texts; `special` adds what the tokenizer puts around a text."""
+    if not texts:
+        return []
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # a tokenizer in plain Python
+        return [tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = getattr(tokenizer, "split_special_tokens", False)
+    return [found.ids for found in backend.encode_batch_fast(list(texts), add_special_tokens=special)]
 
 
 def encode_history(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
@@ -189,7 +291,7 @@ def end_of_turn(tokenizer: Tokenizer) -> int:
     """
     if tokenizer.chat_template:
         pattern = _pattern(control_tokens(tokenizer, answer=True))
-        match = pattern.search(_after_answer(tokenizer)) if pattern else None
+        match = pattern.tokens.search(_after_answer(tokenizer)) if pattern else None
         if match:
             return int(tokenizer.convert_tokens_to_ids(match[0]))
     return end_of_sequence(tokenizer)
@@ -279,10 +381,15 @@ def _since(before: str, history: Sequence[dict[str, str]], text: str, end: str) 
 
 def _encode_start(tokenizer: Tokenizer, text: str) -> list[int]:
     """`text` at the start of a document: a chat template writes its own first token, else the tokenizer does."""
-    ids: list[int] = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
-    if not tokenizer.chat_template and ids and ids[-1] == tokenizer.eos_token_id:
-        ids = ids[:-1]  # some tokenizers close every text; the answer is still to come
-    return ids
+    return _encode_starts(tokenizer, [text])[0]
+
+
+def _encode_starts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    encoded = encode_many(tokenizer, texts, special=not tokenizer.chat_template)
+    if tokenizer.chat_template:
+        return encoded
+    # some tokenizers close every text; the answer is still to come
+    return [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in encoded]
 
 
 def _encode_behind(tokenizer: Tokenizer, end: int, mark: str, text: str) -> list[int]:

@@ -16,9 +16,14 @@ The same function builds the prompts of training and of in-context learning.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
 
 from ift.prompts.options import pick
 from ift.prompts.template import Instruction
+
+T = TypeVar("T")
 
 # What stands between a prompt and its answer, and between one exemplar and the next.
 SEPARATORS = (
@@ -37,7 +42,7 @@ SEPARATORS = (
 )
 
 
-def draw(pool: Sequence[str], query: str, *, shots: int, key: str) -> list[int]:
+def draw(pool: Sequence[T] | NDArray[Any], query: T, *, shots: int, key: str) -> list[int]:
     """Places in `pool`, a list of example ids, of at most `shots` exemplars for the example `query`, never itself."""
     # one more than asked for, so that the query can be left out of what was drawn
     places = random.Random(f"shots/{key}").sample(range(len(pool)), min(shots + 1, len(pool)))

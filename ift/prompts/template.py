@@ -177,13 +177,13 @@ class Template:
         return text
 
 
-def choose(templates: Sequence[Template], *, seed: int, pass_: int, example_id: str) -> Template:
+def choose(templates: Sequence[Template], *, pass_: int, example_id: str) -> Template:
     """The template that words this example in this pass: an assignment, not a multiplication.
 
-    A pure function of its arguments, so that another order, batch size or world size changes nothing. Templates
-    are drawn by their weights.
+    A pure function of its arguments, so that another seed, order, batch size or world size changes nothing.
+    Templates are drawn by their weights.
     """
-    place = options.draw(f"template/{seed}/{pass_}/{example_id}") * sum(t.weight for t in templates)
+    place = options.draw(f"template/{pass_}/{example_id}") * sum(t.weight for t in templates)
     for template in templates:
         place -= template.weight
         if place < 0:

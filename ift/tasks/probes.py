@@ -18,7 +18,7 @@ probe also has `max_new_tokens`. An item has an `id`, a `prompt`, and what its k
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -60,6 +60,11 @@ class Probe:
     language: str
     max_new_tokens: int | None
     items: tuple[ProbeItem, ...]
+
+
+def asked(names: Literal["default", "none"] | Sequence[str]) -> list[Probe]:
+    """What a spec's `evaluate.probes` names: the default ones, none, or some by name."""
+    return [] if names == "none" else load_probes(None if names == "default" else names)
 
 
 def load_probes(names: Sequence[str] | None = None, folder: Path | None = None) -> list[Probe]:

@@ -13,6 +13,7 @@ import glob
 import hashlib
 import importlib.util
 import json
+import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,12 +53,37 @@ class Hub(Strict):
     revision: str | None = Field(
         None, description="a branch, a tag or a commit; refs/convert/parquet for sets with a loading script"
     )
+    streaming: bool = Field(
+        False, description="true or false: reads the first `limit` rows of a split, not all of it"
+    )
+
+
+class Mlflow(Strict):
+    """Rows that are in MLflow: a registered data set, one that a run logged, or files among a run's artefacts."""
+
+    dataset: str | None = Field(
+        None, min_length=1, description="a data set's name or id; with `run`, its name or digest there"
+    )
+    run: str | None = Field(None, pattern=r"^[\w-]+$", description="a run's id")
+    artifact: str | None = Field(
+        None, min_length=1, description="with `run`: a path among its artefacts, such as data/rows.jsonl"
+    )
+    uri: str | None = Field(None, description="where MLflow is; left out, MLFLOW_TRACKING_URI says so")
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> "Mlflow":
+        if (self.dataset is None) == (self.artifact is None):
+            raise ValueError("rows come from a `dataset` or from an `artifact`, one of them")
+        if self.artifact is not None and self.run is None:
+            raise ValueError("`artifact` goes with `run`, the id of the run that has it")
+        return self
 
 
 class Source(Strict):
-    """Where the rows are: a hub data set, package members, or files."""
+    """Where the rows are: a hub data set, package members, something in MLflow, or files."""
 
-    hub: Hub | None = Field(None, description="a mapping: id, config, revision")
+    hub: Hub | None = Field(None, description="a mapping: id, config, revision, streaming")
+    mlflow: Mlflow | None = Field(None, description="a mapping: dataset, run, artifact, uri")
     package: str | None = Field(None, description="NAME==VERSION/PATH/IN/THE/PACKAGE.csv")
     sha256: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="64 hexadecimal digits: the archive's SHA-256"
@@ -90,8 +116,10 @@ class Source(Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> "Source":
-        if [self.hub, self.package, self.files].count(None) != 2:
-            raise ValueError("rows come from `hub`, from `package` or from `files`, one of them")
+        if [self.hub, self.mlflow, self.package, self.files].count(None) != 3:
+            raise ValueError("rows come from `hub`, `package`, `mlflow` or `files`, one of them")
+        if self.hub and self.hub.streaming and self.limit is None:
+            raise ValueError("`streaming` needs a `limit`: how many rows of each split are read")
         if self.splits is not None and self.hub is None:
             raise ValueError("`splits` goes with `hub`; `files` takes a mapping of splits itself")
         if self.sha256 is not None and self.package is None:
@@ -155,6 +183,9 @@ class TemplateSpec(Strict):
         return text
 
 
+_AT_RANDOM = re.compile(r"\b(choice|random)\b")  # the filter and the function of the sandbox that draw
+
+
 @dataclass(frozen=True)
 class Example:
     """One source row under a task's field names; `label` is its answer among the task's `names`, if it has some."""
@@ -177,6 +208,10 @@ class Task(Strict):
     source: Source = Field(description="a mapping: hub, package or files")
     hook: str | None = Field(
         None, pattern=r"^[^:]+\.py:[A-Za-z_]\w*$", description="FILE.py:FUNCTION, beside the task's file"
+    )
+    group: str | None = Field(
+        None,
+        description="a column: rows with the same value there, such as a document's, go to the same split",
     )
     fields: dict[str, FieldSpec] | None = Field(
         None, description="a mapping of field names to columns or to transforms of them"
@@ -342,6 +377,7 @@ class Task(Strict):
         for derived in (
             "wordings",
             "evaluation_wordings",
+            "asked",
             "_named",
             "_needed",
         ):  # a copy brings what was computed before
@@ -352,6 +388,32 @@ class Task(Strict):
                 wanted="a template of `form: direct` among them",
             )
         return kept
+
+    @cached_property
+    def asked(self) -> tuple[str, ...]:
+        """The fields that say what the model is asked: those that prompts name, but for the answer."""
+        if self.kind in RAW:
+            return (RAW[self.kind],)
+        answer = self.choices.field if self.choices else None
+        brought = [self.choices.from_] if self.choices and self.choices.from_ else []
+        named = {name for t in self.evaluation_wordings for name in sandbox.names_in(t.prompt)}
+        return tuple(sorted(({*named, *brought} - {answer, PLACE, "answer_choices"}) or self._named))
+
+    @property
+    def varies(self) -> bool:
+        """Whether an example may read otherwise in another pass: it has several wordings, options or a choice."""
+        if self.kind in RAW:
+            return False
+        return len(self.wordings) > 1 or any(
+            t.answer or t.answers or _AT_RANDOM.search(t.prompt + t.completion) for t in self.wordings
+        )
+
+    @property
+    def identity(self) -> list[Any]:
+        """What an example and its words are a function of, beside the rows: the file's content and its hook."""
+        hook = self.path_of(self.hook.partition(":")[0]) if self.hook else None
+        code = hook.read_text(encoding="utf-8") if hook and hook.is_file() else None
+        return [self.model_dump(mode="json"), code]
 
     @property
     def baseline(self) -> float:

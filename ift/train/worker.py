@@ -8,6 +8,7 @@ Out: rank 0 returns a summary; the exported model lies in `Job.export_dir`.
 
 import math
 import os
+import random
 import resource
 import shutil
 import tempfile
@@ -26,7 +27,7 @@ from ift.errors import IftError
 from ift.models import base
 from ift.train import checkpoint
 from ift.train.loop import ranks_packs, schedule, train, validate
-from ift.train.loss import Batch, collate, isolation_tolerance, probe_isolation
+from ift.train.loss import Batch, collate, collate_pairs, isolation_tolerance, probe_isolation
 
 
 @dataclass(frozen=True)
@@ -259,31 +260,25 @@ def _run(config: dict[str, Any]) -> dict[str, Any]:
             done = checkpoint.load(engine.engine, Path(folder))
     tell(kind="start", step=done)
 
-    numbers = [
-        ranks_packs(
-            step,
-            global_batch=job.global_batch,
-            packs=job.packs,
-            rank=rank,
-            world=world,
-            micro_batch=job.micro_batch,
-        )
-        for step in range(done, job.steps)
-    ]
+    part = Part(job.global_batch, job.packs, rank, world, job.micro_batch)
+    steps = range(done, job.steps)
+    encoder_decoder = base.is_encoder_decoder(job.model_dir)
+    batch_of = collate_pairs if encoder_decoder else collate
     held_out = Stream(job.validation_dir)
     validation = [
-        collate(held_out.read(range(rank + i, min(rank + i + 1, job.validation_packs))), device)
+        batch_of(held_out.read(range(rank + i, min(rank + i + 1, job.validation_packs))), device)
         for i in range(0, job.validation_packs, world)
     ]
     seen = 0  # packs of this rank in this attempt
 
     def batches() -> Iterator[list[Batch]]:
         nonlocal seen
-        packs = carried(job.stream_dir, [n for step in numbers for micro in step for n in micro])
-        for step in numbers:
-            micro_batches = [[next(packs) for _ in micro] for micro in step]
+        packs = carried(job.stream_dir, part, steps)
+        for step in steps:
+            micro_batches = [[next(packs) for _ in micro] for micro in part.of(step)]
             seen += sum(map(len, micro_batches))
-            yield [collate(micro, device) for micro in micro_batches]
+            torch.manual_seed(dropout_seed(job.seed, step, rank))
+            yield [batch_of(micro, device) for micro in micro_batches]
 
     def check(step: int, epoch: int) -> None:
         if validation:
@@ -305,7 +300,7 @@ def _run(config: dict[str, Any]) -> dict[str, Any]:
         check(0, 0)
     rate = schedule(job.schedule, job.learning_rate, job.steps, job.warmup)
     try:
-        train(engine, batches(), range(done, job.steps), rate, on_step)
+        train(engine, batches(), steps, rate, on_step)
     except FloatingPointError as error:  # the loss is the same number on every rank
         hint = "lower train.learning_rate, or look at the data"
         raise Refusal(str(error), wanted="a finite loss", hint=hint) from None
@@ -319,7 +314,7 @@ def _run(config: dict[str, Any]) -> dict[str, Any]:
     tell(kind="status", text="exporting the model")
     engine.module.eval()
     ids = stream.read([0])[0].tokens[:256]
-    expected = base.reference_logits(engine.module, ids)
+    expected = base.reference_logits(engine.module, ids, encoder_decoder=encoder_decoder)
     if rank == 0:
         shutil.rmtree(job.export_dir, ignore_errors=True)
     engine.export(job.export_dir)
@@ -334,6 +329,11 @@ def _run(config: dict[str, Any]) -> dict[str, Any]:
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
     }
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """What dropout is drawn by in a step: not by the steps before, so that a resumed run draws the same."""
+    return random.Random(f"dropout/{seed}/{step}/{rank}").getrandbits(63)
 
 
 def _refuse_leaks(engine: DeepSpeedEngine, packs: Sequence[Pack], dtype: torch.dtype) -> None:
@@ -365,36 +365,76 @@ def _checkpoint(engine: DeepSpeedEngine, step: int, scratch: Path | None) -> Non
     )
 
 
-def carried(stream_dir: Path, numbers: Sequence[int], per_task: int = 64) -> Iterator[Pack]:
-    """The packs with these numbers, in this order, read ahead by Ray Data tasks on whichever node has room."""
-    import pyarrow as pa
+@dataclass(frozen=True)
+class Part:
+    """What one rank sees of the stream, as numbers: no list of packs, so that any step is as near as the first."""
+
+    global_batch: int
+    packs: int
+    rank: int
+    world: int
+    micro_batch: int
+
+    def of(self, step: int) -> list[list[int]]:
+        """The packs of a step, as micro-batches."""
+        return ranks_packs(
+            step,
+            global_batch=self.global_batch,
+            packs=self.packs,
+            rank=self.rank,
+            world=self.world,
+            micro_batch=self.micro_batch,
+        )
+
+
+_PACKS_A_READ = 64  # about what a row group holds
+_BLOCKS = 512  # of Ray Data: each costs about 2 ms before the first one is read
+_AHEAD = 4  # reads that wait for the training step that needs them
+
+
+def carried(stream_dir: Path, part: Part, steps: range) -> Iterator[Pack]:
+    """The packs of these steps in order, read ahead by Ray Data tasks on whichever node has room.
+
+    Each rank has a data set of its own, of step numbers, and not its shard of one that all ranks share
+    (`ray.train.get_dataset_shard`): there blocks go to the rank that has had the fewest rows, a restart on fewer
+    workers begins anew, and nothing says where an iterator stands (ray#37633). Here a read is a function of the step,
+    the rank and the number of workers, so a resumed run starts at its step at once, and no node ever holds more than
+    what is read ahead.
+    """
     import ray.data
 
-    if not numbers:
+    if not steps:
         return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    tables = [
-        pa.table({"number": pa.array(numbers[i : i + per_task], pa.int64())})
-        for i in range(0, len(numbers), per_task)
-    ]
-    dataset = ray.data.from_arrow(tables).map_batches(
-        _read_packs, batch_size=None, batch_format="pyarrow", fn_kwargs={"stream_dir": str(stream_dir)}
+    context.target_max_block_size = 2**20  # handed on as soon as it is read
+    each = max(1, _PACKS_A_READ * part.world // part.global_batch)
+    reads = math.ceil(len(steps) / each)
+    dataset = ray.data.range(reads, override_num_blocks=min(reads, _BLOCKS)).map_batches(
+        _read_packs,
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_kwargs={"stream_dir": str(stream_dir), "part": part, "steps": steps, "each": each},
     )
-    names = list(Pack.__dataclass_fields__)
-    for row in dataset.iterator().iter_rows():
-        yield Pack(**{name: _plain(row[name]) for name in names})
+    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=_AHEAD):
+        for row in table.to_pylist():
+            yield Pack(**row)
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _read_packs(batch: Any, *, stream_dir: str) -> Any:
+def _read_packs(batch: Any, *, stream_dir: str, part: Part, steps: range, each: int) -> Any:
     import pyarrow as pa
 
     from ift.data.stream import SCHEMA
 
-    packs = Stream(Path(stream_dir)).read(batch.column("number").to_pylist())
-    return pa.Table.from_pylist([vars(pack) for pack in packs], SCHEMA)
+    stream = Stream(Path(stream_dir))
+    numbers = [
+        number
+        for read in batch.column("id").to_pylist()
+        for step in steps[read * each : (read + 1) * each]
+        for micro in part.of(step)
+        for number in micro
+    ]
+    names = list(Pack.__dataclass_fields__)
+    schema = pa.schema([SCHEMA.field(name) for name in names])
+    return pa.Table.from_pylist([vars(pack) for pack in stream.read(numbers)], schema)

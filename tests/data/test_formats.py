@@ -6,6 +6,8 @@ import decimal
 import gzip
 import io
 import json
+import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ift.data import formats
-from ift.data.formats import Bad, Row
+from ift.data.formats import Bad, Row, arrow, json_, tables
 from ift.errors import IftError
 
 
@@ -53,9 +55,8 @@ def refusal(path: Path, columns: list[str] | None = None) -> str:
     return str(caught.value).replace(str(path.parent), "DIR")
 
 
-values = st.dictionaries(
-    st.text(min_size=1, max_size=5), st.none() | st.integers() | st.booleans() | st.text(), max_size=3
-)
+text = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+values = st.dictionaries(text, st.none() | st.integers() | st.booleans() | text, max_size=3)
 BROKEN = [b"{broken", b"[1, 2]", b"3", b'{"a": "\xff\xfe"}', b'{"\xff": 1}', b'{"a": "\\ud800"}', b"[" * 9999,
           b'{"a": 1', b'{"a": 1}}', b"\x00\x01", b"9" * 5000, b'{"a": "\x0b"}']  # fmt: skip
 
@@ -86,9 +87,21 @@ def test_every_good_jsonl_row_comes_back_in_order(
     [
         (b"{broken", "not JSON: Expecting property name enclosed in double quotes at column 2"),
         (b"[1]", "a JSON list, not an object"),
-        (b'"text"', "a JSON str, not an object"),
-        (b"[" * 9999, "not readable: too deep"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "not readable: a number of too many digits"),
+        (b'"text"', "a JSON text, not an object"),
+        (b"null", "a JSON null, not an object"),
+        (b'{"a": "b', "not JSON: Unterminated string starting at column 7"),
+        (b"[" * 99_999, "it is nested more than 100 levels deep"),
+        (b'{"a": ' + b"[" * 101 + b"]" * 101 + b"}", "`a` is nested more than 100 levels deep"),
+        (b'{"a": ' + b'{"b": ' * 600 + b"1" + b"}" * 601, "`a` is nested more than 100 levels deep"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "a number of too many digits"),
+        (b'{"a": 1, "b": {"c": 1, "d": 2, "c": 1}}', "the key `c` comes more than once in one object"),
+        (b'{"a": -Infinity}', "-Infinity is no JSON number"),
+        (b'{"a": "x\\u0000"}', "`a` holds a NUL character"),
+        (b'{"a": {"b\\u0000": 1}}', "`a` holds a NUL character"),
+        (b'{"a": ["x\\udC00"]}', "`a` holds half a character (\\udc00)"),
+        (b'{"a\\uD83d": 1}', "the column name `a?` holds half a character (\\ud83d)"),
+        (b'{"a": "\\ude00\\ud83d"}', "`a` holds half a character (\\ude00)"),
+        (b'{"a": "\x00"}', "not JSON: a NUL byte at column 8"),
         (b'{"text": "caf\xe9"}', "`text` is not UTF-8"),
         (b'{"t\xe9xt": "a"}', "the column name `t?xt` is not UTF-8"),
     ],
@@ -98,6 +111,22 @@ def test_reason_of_a_bad_line(tmp_path: Path, line: bytes, reason: str) -> None:
     assert isinstance(bad, Bad)
     assert (bad.line, bad.reason) == (2, reason)
     assert (first, last) == (Row(1, {"a": 1}), Row(3, {"a": 2}))
+
+
+SOUND = [b'{"a": "\\ud83d\\ude00"}', b'{"a": "\\\\u0000 \\\\ud800"}', b'{"a": {"b": 1}, "b": 1}', b'\t{"a": 1} \r',
+         b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", b'{"a": [' + b"[]," * 999 + b"1]}",
+         b'\xef\xbb\xbf{"a": 1}']  # fmt: skip
+
+
+@pytest.mark.parametrize("line", SOUND)
+def test_a_line_that_only_looks_bad(tmp_path: Path, line: bytes) -> None:
+    expected = json.loads(line.decode("utf-8-sig"))
+    assert read(tmp_path / "a.jsonl", b'{"a": 0}\n' + line) == [Row(1, {"a": 0}), Row(2, expected)]
+
+
+def test_nan_is_a_missing_value(tmp_path: Path) -> None:
+    found = read(tmp_path / "a.jsonl", '{"a": NaN, "b": [1, NaN], "c": "NaN"}')
+    assert found == [Row(1, {"a": None, "b": [1, None], "c": "NaN"})]
 
 
 cell = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=8)
@@ -117,7 +146,7 @@ def test_csv_round_trip_with_lines(
     starts = []
     for row in rows:
         written = text.getvalue()
-        starts.append(1 + written.count("\n") + written.replace("\r\n", "").count("\r"))
+        starts.append(1 + written.count("\n"))
         writer.writerow(row)
     found = read(tmp_path_factory.getbasetemp() / kind[0], text.getvalue())
     assert found == [Row(line, {"one": a, "two": b}) for line, (a, b) in zip(starts, rows, strict=True)]
@@ -153,6 +182,24 @@ def test_a_quote_that_never_closes_costs_its_line_alone(tmp_path: Path, rest: st
     assert [f.line for f in found] == list(range(2, 2 + len(found)))
     good = [f.values["text"] for f in found if isinstance(f, Row)]
     assert good == ["a", "c", "d", *(["e", "f, g"] if rest else [])]
+
+
+def test_a_quote_that_never_closes_swallows_no_more_than_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "_LINES", 4)
+    content = 'text,label\n"a,1\n' + "".join(f"{i},1\n" for i in range(9)) + '"b\n\n\n",1\n'
+    assert read(tmp_path / "a.csv", content) == [
+        Bad(2, "not CSV: a quote opens and does not close within 4 lines", '"a,1\n'),
+        *[Row(3 + i, {"text": str(i), "label": "1"}) for i in range(9)],
+        Row(12, {"text": "b\n\n\n", "label": "1"}),
+    ]
+    monkeypatch.setattr(tables, "_LINES", 100)
+    monkeypatch.setattr(tables, "_FIELD", 20)
+    bad, *rows = read(tmp_path / "a.csv", content)
+    assert isinstance(bad, Bad)
+    assert bad.reason == "not CSV: a field of more than 20 characters, or a quote that never closes"
+    assert len(rows) == 10
 
 
 def test_latin_1_in_one_row(tmp_path: Path) -> None:
@@ -235,6 +282,56 @@ def test_an_empty_file(tmp_path: Path, name: str, content: bytes) -> None:
         list(formats.read(tmp_path / name))
 
 
+@pytest.mark.parametrize("start", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04", b"PAR1", b"ARROW1"])
+def test_text_that_is_something_else(tmp_path: Path, start: bytes) -> None:
+    (tmp_path / "a.csv").write_bytes(start + b"\x08\0\0\0\n" * 9)
+    assert refusal(tmp_path / "a.csv").endswith(
+        "\n  wanted: text, as its name says\n  next:   unpack it, or mend its name"
+    )
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json", "a.conll"])
+@pytest.mark.parametrize("packed", PACK)
+def test_lines_that_end_with_a_carriage_return(tmp_path: Path, name: str, packed: str) -> None:
+    lines = {"a.csv": ["text", "é", "b"], "a.conll": ["", "é O", "", "b O", ""]}
+    rows = [{"text": "é"}, {"text": "b"}]
+    content = "\r".join(lines.get(name) or map(json.dumps, rows))
+    found = read(tmp_path / (name + packed), PACK[packed](content.encode()))
+    if name == "a.conll":
+        rows = [{"tokens": ["é"], "tags": ["O"]}, {"tokens": ["b"], "tags": ["O"]}]
+    lines_of = {"a.csv": [2, 3], "a.conll": [2, 4]}
+    assert found == [Row(line, row) for line, row in zip(lines_of.get(name, [1, 2]), rows, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [("a.jsonl", b'{"text": "x"}\n'), ("a.csv", b"text,n\nx,1\n"), ("a.conll", b"x O\n\n")]
+)
+def test_two_files_put_together(tmp_path: Path, name: str, line: bytes) -> None:
+    found = read(tmp_path / name, (b"\xef\xbb\xbf" + line) * 2)
+    if name == "a.jsonl":
+        assert found == [Row(1, {"text": "x"}), Row(2, {"text": "x"})]
+    elif name == "a.conll":
+        assert found == [Row(at, {"tokens": ["x"], "tags": ["O"]}) for at in (1, 3)]
+    else:
+        assert found == [
+            Row(2, {"text": "x", "n": "1"}),
+            Bad(3, "the header once more", "text,n"),
+            Row(4, {"text": "x", "n": "1"}),
+        ]
+
+
+@given(st.text(), st.text())
+def test_what_is_said_of_a_bad_row_is_one_short_line(reason: str, text: str) -> None:
+    for factor in (1, 5000):
+        bad = Bad(1, reason * factor, text * factor)
+        assert len(bad.reason) <= 200
+        assert bad.reason.isprintable()
+        assert len(bad.text) <= 500
+        json.dumps(vars(bad), ensure_ascii=False).encode()
+    if reason.isprintable() and len(reason) <= 200 and " ".join(reason.split()) == reason:
+        assert Bad(1, reason, "").reason == reason
+
+
 def test_a_blank_line_before_the_header(tmp_path: Path) -> None:
     assert read(tmp_path / "a.csv", "\n\ntext\na\n") == [Row(4, {"text": "a"})]
 
@@ -244,16 +341,72 @@ def test_csv_with_a_broken_header(tmp_path: Path) -> None:
     assert refusal(tmp_path / "a.csv").startswith("DIR/a.csv:1: not CSV: ")
 
 
+def noise(lines: int) -> list[str]:
+    """Texts that do not pack well, so that a cut falls among them."""
+    draw = random.Random(lines)
+    return [f"{i} é {draw.randbytes(40).hex()}" for i in range(lines)]
+
+
 def test_damaged_archives(tmp_path: Path) -> None:
-    whole = gzip.compress(b'{"a": 1}\n' * 1000)
-    for content in (whole[:-20], b"not gzip", whole[:20] + b"\xff" * 20):
+    whole = gzip.compress("".join(json.dumps({"a": text}) + "\n" for text in noise(1000)).encode())
+    middle = whole[:9999] + b"\xff" * 99 + whole[9999:]
+    for content in (b"not gzip", middle, whole[:-8] + b"\0" * 8, whole + b"more"):
         (tmp_path / "a.jsonl.gz").write_bytes(content)
         assert refusal(tmp_path / "a.jsonl.gz").startswith("DIR/a.jsonl.gz cannot be unpacked: ")
-    whole = zstd(b"".join(b'{"a": %d}\n' % i for i in range(1000)))
-    for content in (whole[:-20], b"not zstd"):
+    for content in (b"not zstd", zstd(b'{"a": 1}\n') + b"more"):
         (tmp_path / "a.jsonl.zst").write_bytes(content)
         assert refusal(tmp_path / "a.jsonl.zst").startswith("DIR/a.jsonl.zst cannot be unpacked: ")
-        assert refusal(tmp_path / "a.jsonl.zst").endswith("  wanted: a whole zstd file")
+        assert "\n  wanted: a whole zstd file\n" in refusal(tmp_path / "a.jsonl.zst")
+
+
+PACKED_ROWS = noise(9000)  # more than one block of zstd, of which a reader has all or nothing
+QUOTED_ROWS = "".join(f'"{text},\n{text}, 1",1\n' for text in PACKED_ROWS)
+LAYOUT: dict[str, tuple[str, int, Callable[[dict[str, Any]], str]]] = {
+    ".jsonl": ("".join(json.dumps({"text": t}) + "\n" for t in PACKED_ROWS), 1, lambda row: row["text"]),
+    ".csv": ("text,label\n" + QUOTED_ROWS, 2, lambda row: row["text"].partition(",")[0]),
+    ".conll": (
+        "".join(f"{t.replace(' ', '_')} O\nand O\n\n" for t in PACKED_ROWS),
+        3,
+        lambda row: row["tokens"][0].replace("_", " "),
+    ),
+    ".json": (json.dumps([{"text": t} for t in PACKED_ROWS], indent=0), 3, lambda row: row["text"]),
+    ".yml": (
+        "conversations:\n" + "".join(f"- - {t}\n  - yes\n" for t in PACKED_ROWS),
+        2,
+        lambda row: row["messages"][0],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LAYOUT)
+@pytest.mark.parametrize("packed", [".gz", ".zst"])
+@pytest.mark.parametrize("share", [0.2, 0.7, 0.999])
+def test_a_packed_file_that_is_cut_off(tmp_path: Path, kind: str, packed: str, share: float) -> None:
+    text, height, text_of = LAYOUT[kind]
+    whole = PACK[packed](text.encode())
+    *rows, last = read(tmp_path / f"a{kind}{packed}", whole[: int(share * len(whole))])
+    good = values_of(rows)
+    assert len(good) == len(rows)
+    assert [text_of(row) for row in good] == PACKED_ROWS[: len(good)]
+    # zstd gives whole blocks of 128 KiB, gzip whole symbols
+    behind = (share * len(text.encode()) - (2 << 17 if packed == ".zst" else 1 << 15)) / len(text.encode())
+    assert len(good) >= behind * len(PACKED_ROWS)
+    assert isinstance(last, Bad)
+    assert last.reason == "the file ends in the middle: the rows from here on are missing"
+    assert rows[-1].line < last.line <= rows[-1].line + 2 * height
+
+
+@given(st.integers(2, 400), st.sampled_from([".gz", ".zst"]))  # by two bytes one knows gzip
+def test_wherever_a_packed_file_is_cut_off(
+    tmp_path_factory: pytest.TempPathFactory, at: int, packed: str
+) -> None:
+    whole = PACK[packed]("".join(f"{i},{i * i}\n" for i in range(200)).encode())
+    found = read(
+        tmp_path_factory.getbasetemp() / f"a.csv{packed}", whole[: min(at, len(whole) - 1)], ["a", "b"]
+    )
+    rows = [row for row in found if isinstance(row, Row)]
+    assert rows == [Row(i + 1, {"a": str(i), "b": str(i * i)}) for i in range(len(rows))]
+    assert [row.line for row in found[len(rows) :]] == [len(rows) + 1]
 
 
 @pytest.mark.parametrize("mark", [b"\xff\xfe", b"\xfe\xff"])
@@ -269,7 +422,12 @@ def test_utf_16(tmp_path: Path, mark: bytes, packed: str) -> None:
 def test_text_that_is_no_utf_8_deep_in_a_row(tmp_path: Path) -> None:
     content = b'{"a": {"b": ["caf\xe9"]}}\n{"a": [{"k\xe9y": 1}]}\n{"a": [["\\ud800"]]}\n{"a": {"b": ["x"]}}'
     *bad, good = read(tmp_path / "a.jsonl", content)
-    assert [row.reason for row in bad if isinstance(row, Bad)] == ["`a` is not UTF-8"] * 3
+    half = "`a` holds half a character (\\ud800)"
+    assert [row.reason for row in bad if isinstance(row, Bad)] == [
+        "`a` is not UTF-8",
+        "`a` is not UTF-8",
+        half,
+    ]
     assert good == Row(4, {"a": {"b": ["x"]}})
 
 
@@ -295,7 +453,7 @@ def test_a_json_list_is_read_however_it_is_laid_out(
 ) -> None:
     inside = json.dumps(rows, indent=indent, ensure_ascii=False)[1:]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "_CHUNK", chunk)
+        patch.setattr(json_, "_CHUNK", chunk)
         found = read(
             tmp_path_factory.getbasetemp() / "a.json", start + inside + ("}" if "{" in start else "")
         )
@@ -323,7 +481,7 @@ def test_every_good_json_item_on_a_line_of_its_own_comes_back(
         rows[0], dict
     )  # its first item tells a list of objects from others
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "_CHUNK", chunk)
+        patch.setattr(json_, "_CHUNK", chunk)
         found = read(
             tmp_path_factory.getbasetemp() / "a.json",
             b'{"data": ' + content + b"}" if under_a_key else content,
@@ -346,10 +504,13 @@ def test_reasons_of_bad_json_items(tmp_path: Path) -> None:
         Row(2, {"a": 4}, 4),
         Row(2, {"a": 5}, 5),
         Bad(2, "not JSON: Expecting ':' delimiter", '{"a": "x]}", "b"]}', 6),
-        Bad(2, "a JSON str, not an object", '"six"', 7),
+        Bad(2, "a JSON text, not an object", '"six"', 7),
         Row(3, {"a": 7}, 8),
-        Bad(3, "not JSON: Unterminated string starting at", '{"a', 9),
-        Bad(3, "the list has no end", "", 9),
+        Bad(3, "not JSON: Unterminated string starting", '{"a', 9),
+    ]
+    assert read(tmp_path / "a.json", '[{"a": 1},\n') == [
+        Row(1, {"a": 1}, 1),
+        Bad(2, "the list has no end", "", 1),
     ]
     assert read(tmp_path / "a.json", '[{"a": 1}] and more') == [
         Row(1, {"a": 1}, 1),
@@ -377,7 +538,7 @@ def test_json_lines_in_a_json_file_whatever_they_hold(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Any], chunk: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "_CHUNK", chunk)
+        patch.setattr(json_, "_CHUNK", chunk)
         found = read(tmp_path_factory.getbasetemp() / "a.json", "\n".join(map(json.dumps, rows)))
     assert found == [Row(line, row) for line, row in enumerate(rows, start=1)]
 
@@ -389,6 +550,20 @@ def test_json_lists_by_column(tmp_path: Path, indent: int | None) -> None:
         {"text": "a", "answers": {"text": ["x"]}, "tags": [1]},
         {"text": "b", "answers": {"text": []}, "tags": [2, 3]},
     ]
+
+
+def test_a_key_that_comes_twice_in_a_json_file(tmp_path: Path) -> None:
+    reason = "the key `a` comes more than once in one object"
+    assert read(tmp_path / "a.json", '[\n{"a": 1, "a": 1},\n{"a": 3}]') == [
+        Bad(2, reason, '{"a": 1, "a": 1}', 1),
+        Row(3, {"a": 3}, 2),
+    ]
+    for whole in (
+        '{"a": 1,\n"b": 2,\n"a": 3}',
+        '{"a": [1],\n"a": [2]}',
+        '{"a": [{"b": 1}],\n"a": [{"b": 2}]}',
+    ):
+        assert read(tmp_path / "a.json", whole) == [Bad(1, reason, whole)]
 
 
 def test_several_lists_of_rows(tmp_path: Path) -> None:
@@ -489,6 +664,38 @@ conversations:
     ]
 
 
+def test_a_mistake_in_yaml_costs_what_is_behind_it(tmp_path: Path) -> None:
+    content = "conversations:\n- - a\n  - b\n- - *c\n  - &d e\n- - f\n - g\n- - h\n  - i\n"
+    assert read(tmp_path / "a.yml", content) == [
+        Row(2, {"messages": ["a", "b"]}, 1),
+        Bad(4, "a turn is no text; text with `: ` needs quotes", "e", 2),
+        Bad(6, "not YAML: did not find expected key in line 7; from here on nothing can be read", "", 3),
+    ]
+    bell = "conversations:\n- - a\n" + "- - b\n" * 3000 + "- - \x07\n"
+    *rows, last = read(tmp_path / "a.yml", bell)
+    assert len(values_of(rows)) == len(rows) > 0
+    assert isinstance(last, Bad)
+    assert last.reason.startswith("not YAML: ")
+
+
+def test_yaml_within_yaml_within_yaml(tmp_path: Path) -> None:
+    deep = "[" * 3000 + "]" * 3000
+    found: list[Row | Bad] = []
+    before = threading.stack_size(1 << 18)  # on it a tree of this depth ends the process
+    thread = threading.Thread(
+        target=lambda: found.extend(
+            read(tmp_path / "a.yml", f"other: {deep}\nconversations:\n- {deep}\n- [a]\n")
+        )
+    )
+    thread.start()
+    threading.stack_size(before)
+    thread.join()
+    assert found == [
+        Bad(3, "a turn is no text; text with `: ` needs quotes", "", 1),
+        Row(4, {"messages": ["a"]}, 2),
+    ]
+
+
 def test_conversations_that_are_not_utf_8(tmp_path: Path) -> None:
     content = b"conversations:\n- - caf\xe9\n  - yes\n- - caf\xc3\xa9 \xee\x80\x80\n  - yes\n"
     assert read(tmp_path / "a.yaml", content) == [
@@ -500,8 +707,8 @@ def test_conversations_that_are_not_utf_8(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("conversations:\n- - a\n - b\n", "DIR/a.yml:3: not YAML: "),
-        ("conversations: [\x07]", "DIR/a.yml is not YAML: "),
+        ("text: [\n- b\n", "DIR/a.yml:2: not YAML: "),
+        ("\x07", "DIR/a.yml:1: not YAML: "),
         (
             "text: a",
             "DIR/a.yml has no conversations\n  wanted: `conversations:` and a list of lists of texts",
@@ -550,16 +757,16 @@ def test_nested_values(tmp_path: Path, name: str, kind: str) -> None:
 def test_memory_is_bounded_where_rows_are_wide(
     tmp_path: Path, name: str, kind: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "_BATCH_BYTES", rows * 1000)
+    monkeypatch.setattr(arrow, "_BATCH_BYTES", rows * 1000)
     write_arrow(pa.table({"text": ["x" * 990] * 10}), tmp_path / name, kind)
     sizes: list[int] = []
-    original = formats._python_values
+    original = arrow._python_values
 
     def counted(batch: Any) -> Any:
         sizes.append(batch.num_rows)
         return original(batch)
 
-    monkeypatch.setattr(formats, "_python_values", counted)
+    monkeypatch.setattr(arrow, "_python_values", counted)
     assert len(list(formats.read(tmp_path / name))) == 10
     assert max(sizes) <= rows
 
@@ -626,14 +833,117 @@ def test_arrow_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)
-def test_damaged_arrow_files(tmp_path: Path, name: str, kind: str) -> None:
-    path = tmp_path / name
+def test_a_file_that_is_no_arrow(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / name).write_bytes(b"not it" * 10)
+    assert refusal(tmp_path / name).startswith(f"DIR/{name} cannot be read: ")
+    write_arrow(pa.Table.from_pylist(NESTED), tmp_path / name, kind)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:50])
+    assert refusal(tmp_path / name).endswith(
+        "\n  next:   it may be cut off or be something else: fetch it again"
+    )
+
+
+def test_parquet_that_is_cut_off(tmp_path: Path) -> None:
+    write_arrow(pa.Table.from_pylist(NESTED), tmp_path / "a.parquet", "parquet")
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-100])
+    assert refusal(tmp_path / "a.parquet").startswith(
+        "DIR/a.parquet cannot be read: Parquet magic bytes not found"
+    )
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_arrow_that_is_cut_off(tmp_path: Path, kind: str, share: float) -> None:
+    path = tmp_path / "a.arrow"
     write_arrow(pa.Table.from_pylist(NESTED), path, kind)
     whole = path.read_bytes()
-    middle = len(whole) // 2
-    for content in (whole[:middle], b"not it" * 10, whole[:8] + b"\xff" * middle + whole[8 + middle :]):
-        path.write_bytes(content)
-        assert refusal(path).startswith(f"DIR/{name} cannot be read: ")
+    path.write_bytes(whole[: int(share * len(whole))])
+    *rows, last = formats.read(path)
+    assert rows == [Row(i, row) for i, row in enumerate(NESTED[: len(rows)], start=1)]
+    assert len(rows) % 700 == 0
+    assert len(rows) > (share - 0.2) * len(NESTED)
+    assert isinstance(last, Bad)
+    assert last.line == len(rows) + 1
+    assert last.reason.startswith(
+        "the file ends in the middle: the rows from here on are missing, or damaged ("
+    )
+
+
+def test_an_arrow_file_without_its_index(tmp_path: Path) -> None:
+    write_arrow(pa.Table.from_pylist(NESTED), tmp_path / "a.arrow", "file")
+    (tmp_path / "a.arrow").write_bytes((tmp_path / "a.arrow").read_bytes()[:-10])
+    *rows, last = formats.read(tmp_path / "a.arrow")
+    assert rows == [Row(i, row) for i, row in enumerate(NESTED, start=1)]
+    assert last == Bad(5001, "the file ends in the middle: the rows from here on are missing", "")
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_a_damaged_arrow_batch_costs_itself(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.arrow"
+    write_arrow(pa.table({"text": [f"text {i}" for i in range(2100)]}), path, kind)
+    content = bytearray(path.read_bytes())
+    first = np.array(
+        [0, 6, 12, 18], np.int32
+    ).tobytes()  # where the texts begin: taken on trust, it ends the process
+    content[content.index(first) + 8 : content.index(first) + 12] = np.int32(1 << 30).tobytes()
+    path.write_bytes(content)
+    bad, *rows = formats.read(path)
+    assert isinstance(bad, Bad)
+    assert bad.line == 1
+    assert bad.reason.startswith("`text` is damaged in 700 rows from here on: Offset ")
+    assert rows == [Row(i + 1, {"text": f"text {i}"}) for i in range(700, 2100)]
+
+
+def test_a_damaged_row_group_costs_itself(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    texts = noise(3000)
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=1000, use_dictionary=False)
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    at = column.data_page_offset
+    content[at : at + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    found = list(formats.read(path))
+    assert [row for row in found if isinstance(row, Row)] == [
+        Row(i + 1, {"text": text}) for i, text in enumerate(texts) if not 1000 <= i < 2000
+    ]
+    (bad,) = [row for row in found if isinstance(row, Bad)]
+    assert bad.line == 1001
+    assert bad.reason.startswith("1,000 rows from here on cannot be read: ")
+
+
+def test_a_checksum_that_does_not_fit_is_believed(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": ["right"]})
+    plain = {"use_dictionary": False, "compression": "none", "write_statistics": False}
+    pq.write_table(table, path, write_page_checksum=True, **plain)
+    content = path.read_bytes()
+    assert list(formats.read(path)) == [Row(1, {"text": "right"})]
+    path.write_bytes(content.replace(b"right", b"wrong", 1))
+    (bad,) = formats.read(path)
+    assert isinstance(bad, Bad)
+    assert bad.reason.startswith("1 rows from here on cannot be read: ")
+
+
+def test_json_in_a_column(tmp_path: Path) -> None:
+    cells = ['{"a": 1}', "{", '{"a": 1, "a": 2}', "[" * 99_999]
+    column = pa.ExtensionArray.from_storage(pa.json_(), pa.array(cells))
+    pq.write_table(pa.table({"j": column}), tmp_path / "a.parquet")
+    assert list(formats.read(tmp_path / "a.parquet")) == [
+        Row(1, {"j": {"a": 1}}),
+        Bad(2, "`j` cannot be read: not JSON: Expecting property name enclosed in double quotes", ""),
+        Bad(3, "`j` cannot be read: the key `a` comes more than once in one object", ""),
+        Bad(4, "`j` cannot be read: it is nested more than 100 levels deep", ""),
+    ]
+
+
+def test_a_mapping_with_one_key_twice(tmp_path: Path) -> None:
+    table = pa.table({"m": pa.array([[("a", 1), ("a", 2)], [("b", 1)]], pa.map_(pa.string(), pa.int64()))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert list(formats.read(tmp_path / "a.parquet")) == [
+        Bad(1, "`m` is a mapping with one key more than once", ""),
+        Row(2, {"m": {"b": 1}}),
+    ]
 
 
 def test_two_columns_of_one_name(tmp_path: Path) -> None:

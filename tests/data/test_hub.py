@@ -1,9 +1,11 @@
 """The hub: the libraries' own HTTP against a small server that speaks as the hub does."""
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,12 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ift.data import hub as hubs
+from ift.data import sources
+from ift.errors import IftError
+from ift.tasks import task as tasks
+
 TOKEN = "hf_let_me_in"
 
 
-def parquet(rows: list[dict[str, Any]]) -> bytes:
+def parquet(rows: list[dict[str, Any]], **options: Any) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), sink)
+    pq.write_table(pa.Table.from_pylist(rows), sink, **options)
     return sink.getvalue()
 
 
@@ -112,6 +119,8 @@ class Handler(BaseHTTPRequestHandler):
         parts = url.path.strip("/").split("/")
         api = parts[0] == "api"
         parts = parts[api:]
+        if len(parts) < 2:  # nothing about a data set
+            return self.send(404, {})
         name, verb, rest = "/".join(parts[1:3]), *(parts[3:4] or [""]), [unquote(p) for p in parts[4:]]
         if api and name not in self.server.repos and parts[1] in self.server.moved:
             return self.send(307, {"Location": f"/api/datasets/{self.server.moved[parts[1]]}"})
@@ -146,6 +155,11 @@ class Handler(BaseHTTPRequestHandler):
         if path not in files:
             return self.send(404, {"X-Error-Code": "EntryNotFound", **commit})
         etag = {"ETag": f'"{hashlib.sha256(files[path]).hexdigest()}"'}
+        size = len(files[path])
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(asked[1]), min(int(asked[2] or size), size - 1)
+            span = {"Content-Range": f"bytes {first}-{last}/{size}"}
+            return self.send(206, {**commit, **etag, **span}, files[path][first : last + 1])
         return self.send(200, {**commit, **etag}, files[path])
 
     def json(self, value: Any) -> None:
@@ -157,7 +171,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):  # who streams hangs up when it has enough
+                for start in range(0, len(body), 1 << 16):
+                    self.wfile.write(body[start : start + (1 << 16)])
+                    self.server.sent += len(body[start : start + (1 << 16)])
 
 
 def entries(files: dict[str, bytes]) -> list[dict[str, Any]]:
@@ -169,13 +186,15 @@ def entries(files: dict[str, bytes]) -> list[dict[str, Any]]:
 
 
 class FakeHub(ThreadingHTTPServer):
-    """`asked` lists the requests; `broken` makes every answer a 500, `stumbles` so many; `moved` are old names."""
+    """`asked` lists the requests, `sent` counts bytes; `broken` makes every answer a 500, `stumbles` so many; `moved`
+    are old names."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[str] = []
+        self.sent = 0
         self.broken, self.stumbles = False, 0
         self.moved: dict[str, str] = {}
         self.repos = {
@@ -213,10 +232,15 @@ from ift.tasks.task import Hub
 
 hub._PAUSES = (0.01, 0.01)
 for case in json.load(sys.stdin):
-    splits, cache = case.pop("splits", None), Path(case.pop("cache"))
+    splits, cache, first = case.pop("splits", None), Path(case.pop("cache")), case.pop("first", None)
     told = []
+    def tell(done, total):
+        told.append(done)
     try:
-        got = hub.fetch(Hub(**case), splits, cache, lambda done, total: told.append(done))
+        if first:
+            got = hub.stream(Hub(**case), splits, first, cache, tell)
+        else:
+            got = hub.fetch(Hub(**case), splits, cache, tell)
         rows = {split: [r.values for f in files for r in formats.read(f)] for split, files in got.files.items()}
         print(json.dumps({"rows": rows, "commit": got.commit, "bytes": max(told, default=0)}))
     except IftError as error:
@@ -256,6 +280,12 @@ def texts(answer: dict[str, Any]) -> dict[str, list[str]]:
 
 def names(start: int, count: int) -> list[str]:
     return [row["text"] for row in rows(start, count)]
+
+
+def places(home: Path) -> list[str]:
+    """The files of the hub's part of the cache, without the commit."""
+    found = (path.relative_to(home / "cache" / "hub") for path in (home / "cache" / "hub").rglob("*"))
+    return sorted("/".join(path.parts[2:]) for path in found if path.suffix == ".arrow")
 
 
 def fetched(hub: FakeHub) -> list[str]:
@@ -462,3 +492,146 @@ def test_data_that_cannot_be_read(hub: FakeHub, tmp_path: Path) -> None:
     (answer,) = client(hub.url, tmp_path, {"id": "acme/broken"})
     assert answer["error"].startswith("acme/broken could not be read: ArrowInvalid: ")
     assert not list((tmp_path / "cache").rglob("*.arrow"))
+
+
+# ── streaming ──
+
+
+def noise(start: int, count: int) -> list[dict[str, Any]]:
+    """Rows of about 1 KiB that hardly compress."""
+    return [
+        {"text": f"film {i}", "noise": hashlib.shake_128(str(i).encode()).hexdigest(500)}
+        for i in range(start, start + count)
+    ]
+
+
+def shards(kind: str) -> dict[str, bytes]:
+    """Data sets of some size: one file of 100 MB with groups of a thousand rows, or forty of half a megabyte."""
+    if kind == "groups":
+        return {"train.parquet": parquet(noise(0, 100_000), row_group_size=1000, compression="none")}
+    found = {}
+    for number in range(40):
+        some = noise(500 * number, 500)
+        data = parquet(some) if kind == "parquet" else "\n".join(map(json.dumps, some)).encode()
+        found[f"data/train-{number:05}.{kind}"] = data
+    return found
+
+
+def test_the_first_rows_of_each_split(hub: FakeHub, tmp_path: Path) -> None:
+    case = {"id": "acme/films", "streaming": True}
+    three, again, seven, all_, dev = client(
+        hub.url,
+        tmp_path,
+        {**case, "first": 4},
+        {**case, "first": 4},
+        {**case, "first": 7, "splits": {"train": "train"}},
+        {**case, "first": 999, "splits": {"test": "train"}},
+        {**case, "first": 1, "config": "hard", "splits": {"validation": "dev"}},
+    )
+    assert three["rows"] == {"train": rows(0, 4), "test": rows(100, 3)}
+    assert again["rows"] == three["rows"]
+    assert texts(seven) == {"train": names(0, 7)}  # over the end of a file
+    assert texts(all_) == {"test": names(0, 10)}
+    assert texts(dev) == {"validation": names(300, 1)}
+    assert {answer["commit"] for answer in (three, again, seven, all_, dev)} == {sha(FILMS)}
+    assert places(tmp_path) == sorted(
+        f"{place}/00000.arrow"
+        for place in (
+            "default@4/train",
+            "default@4/test",
+            "default@7/train",
+            "default@999/train",
+            "hard@1/dev",
+        )
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "groups"])
+def test_a_stream_does_not_fetch_it_all(hub: FakeHub, tmp_path: Path, kind: str) -> None:
+    files = shards(kind)
+    hub.repos["acme/big"] = Repo(files)
+    size = sum(map(len, files.values()))
+    case = {"id": "acme/big", "streaming": True, "splits": {"train": "train"}}
+    (answer,) = client(hub.url, tmp_path, {**case, "first": 50})
+    assert texts(answer)["train"] == [f"film {i}" for i in range(50)]
+    # of many files one or two are read; of one file so much as the library asks for at a time
+    assert hub.sent < size / (2 if kind == "groups" else 10), f"{hub.sent} of {size} bytes"
+    kept = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert kept < size / 50, f"{kept} of {size} bytes"
+    before = hub.sent
+    (same,) = client(hub.url, tmp_path, {**case, "first": 50})  # the second time only the commit is asked for
+    assert same["rows"] == answer["rows"]
+    assert hub.sent - before < 10_000
+
+
+def test_a_streams_first_rows_serve_without_a_network(hub: FakeHub, tmp_path: Path) -> None:
+    case = {"id": "acme/films", "streaming": True, "first": 2}
+    (first,) = client(hub.url, tmp_path, case)
+    same, pinned, other = client(
+        "http://127.0.0.1:1",
+        tmp_path,
+        case,
+        {**case, "revision": sha(FILMS)},
+        {**case, "first": 3},
+        HF_HUB_OFFLINE="1",
+    )
+    assert same["rows"] == pinned["rows"] == first["rows"]
+    assert "is not in the cache, and the hub is switched off" in other["error"]
+
+
+def test_a_stream_that_cannot_be_read(hub: FakeHub, tmp_path: Path) -> None:
+    hub.repos["acme/broken"] = Repo({"train.jsonl": b'{"text": "a"}\n' * 20_000 + b"{broken"})
+    hub.repos["acme/hollow"] = Repo({"train.csv": b"text,label\n"})
+    case = {"streaming": True, "first": 30_000}
+    broken, script, split, hollow = client(
+        hub.url,
+        tmp_path,
+        {**case, "id": "acme/broken"},
+        {**case, "id": "acme/old"},
+        {**case, "id": "acme/films", "splits": {"train": "exam"}},
+        {**case, "id": "acme/hollow"},
+    )
+    assert broken["error"].startswith("acme/broken could not be read: ")
+    assert script["error"].startswith("acme/old consists of a loading script")
+    assert split["error"] == "acme/films has no split `exam`\n  wanted: one of train, test, unlabelled"
+    assert hollow["error"] == "acme/hollow: its split `train` has no rows"
+    assert places(tmp_path) == []
+    assert not list(tmp_path.rglob(".part-*"))
+
+
+def test_pictures_in_a_stream_stay_as_they_are(hub: FakeHub, tmp_path: Path) -> None:
+    (streamed, whole) = client(
+        hub.url, tmp_path, {"id": "acme/pictures", "streaming": True, "first": 5}, {"id": "acme/pictures"}
+    )
+    assert streamed["rows"] == whole["rows"]
+
+
+def test_a_hubs_own_conversion_as_a_stream(hub: FakeHub, tmp_path: Path) -> None:
+    case = {"id": "acme/old", "revision": "refs/convert/parquet", "config": "easy", "streaming": True}
+    (answer,) = client(hub.url, tmp_path, {**case, "first": 1})
+    assert texts(answer) == {"train": names(0, 1), "test": names(2, 1)}
+
+
+def test_a_task_that_streams_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def values(source: dict[str, Any]) -> dict[str, Any]:
+        return {"kind": "text", "license": "MIT", "source": source}
+
+    def load(source: dict[str, Any]) -> tasks.Task:
+        return tasks.of_values("films", values(source), tmp_path, where="films.yaml")
+
+    with pytest.raises(IftError, match="`streaming` needs a `limit`"):
+        load({"hub": {"id": "acme/films", "streaming": True}})
+    asked: list[Any] = []
+
+    def stream(source: Any, splits: Any, first: int, cache: Path, progress: object) -> hubs.Fetched:
+        asked.extend([source.id, splits, first, cache])
+        return hubs.Fetched({"train": [tmp_path / "a"]}, "f00")
+
+    monkeypatch.setattr(hubs, "stream", stream)
+    task = load(
+        {"hub": {"id": "acme/films", "streaming": True}, "limit": 7, "splits": {"train": "unlabelled"}}
+    )
+    files = sources.files_of(task, tmp_path)
+    assert asked == ["acme/films", {"train": "unlabelled"}, 7, tmp_path]
+    assert (files.splits, files.commit) == ({"train": [tmp_path / "a"]}, "f00")

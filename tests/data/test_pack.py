@@ -1,12 +1,13 @@
 """Packs: every document once, none too full, none far from its place, and few of them."""
 
+import random
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ift.data.pack import pack
+from ift.data.pack import bucket, pack
 
 
 @st.composite
@@ -89,3 +90,38 @@ def test_the_example() -> None:
 def test_a_document_that_cannot_be_packed_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match=f"a document of {length} tokens does not fit into packs of 7"):
         pack([3, length], capacity=7)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_packs_of_dialogues_are_98_percent_full(seed: int) -> None:
+    """Lengths as DialogSum has them in SmolLM2's tokens: mean 265, log-normal (5.49, 0.41), none over 1,024."""
+    draw = random.Random(seed)
+    lengths = [min(1024, max(40, round(draw.lognormvariate(5.495, 0.406)))) for _ in range(4000)]
+    packs = pack(lengths, capacity=1024)
+    assert sum(lengths) / (1024 * len(packs)) >= 0.98
+
+
+@given(st.lists(st.integers(1, 50), max_size=80), st.integers(1, 9), st.integers(1, 30), st.text(max_size=3))
+def test_buckets_hold_every_document_once_beside_others_of_its_length(
+    lengths: list[int], size: int, window: int, key: str
+) -> None:
+    rows = bucket(lengths, key=key, size=size, window=window)
+    order = [position for row in rows for position in row]
+    assert all(len(row) == 1 for row in rows)
+    assert sorted(order) == list(range(len(lengths)))
+    assert all(abs(place - position) < window for place, position in enumerate(order))
+    if window >= len(lengths):  # runs of `size`, and between two of them at most one short run
+        by_length = sorted(range(len(lengths)), key=lambda p: (lengths[p], p))
+        runs = [by_length[i : i + size] for i in range(0, len(by_length), size)]
+        assert sorted(map(sorted, runs)) == sorted(map(sorted, _runs(order, runs)))
+    assert rows == bucket(lengths, key=key, size=size, window=window)
+
+
+def _runs(order: list[int], runs: list[list[int]]) -> list[list[int]]:
+    """`order` cut where the runs end: each begins with the first of a run."""
+    firsts = {run[0]: len(run) for run in runs}
+    found, at = [], 0
+    while at < len(order):
+        found.append(order[at : at + firsts[order[at]]])
+        at += firsts[order[at]]
+    return found

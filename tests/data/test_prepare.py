@@ -4,20 +4,31 @@ Most tests word and tokenize in this process; the slow ones let Ray Data do it a
 """
 
 import json
+import os
+import pickle
 import random
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_task
+from conftest import WORDS, write_task
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ift import cluster, storage
+from ift.data import cache as caches
 from ift.data import gather as gathering
-from ift.data import prepare
-from ift.data.draws import Words, worded
+from ift.data import prepare, stream
+from ift.data.draws import Draws, Limits
 from ift.data.gather import Gathered
 from ift.data.selection import select
 from ift.data.stream import Pack, Stream
@@ -30,45 +41,52 @@ LABELS = ("negative", "positive")
 
 
 def gather(
-    *files: Path, max_bad_rows: float = 0.01, balanced: bool = True, **split: float | None
+    *files: Path,
+    max_bad_rows: float = 0.01,
+    balanced: bool = True,
+    more: Mapping[str, Any] | None = None,
+    **split: float | None,
 ) -> Gathered:
     chosen = select([TaskRef(file=str(file)) for file in files])
-    numbers: dict[str, Any] = {**SPLIT, **split}
     return gathering.gather(
-        chosen, cache=Path("unused"), balanced=balanced, max_bad_rows=max_bad_rows, **numbers
+        chosen,
+        **{
+            "cache": files[0].parent / "cache",
+            "balanced": balanced,
+            "max_bad_rows": max_bad_rows,
+            **SPLIT,
+            **split,
+            **(more or {}),
+        },
     )
 
 
-def build(folder: Path, gathered: Gathered, model: Path, **changes: Any) -> dict[str, Any]:
+def build(
+    folder: Path, gathered: Gathered, model: Path, *, max_length: int = 256, **changes: Any
+) -> dict[str, Any]:
     numbers: dict[str, Any] = {
-        "max_length": 256,
+        "cache": folder.parent / "cache",
         "packing": True,
         "epochs": 2,
         "seed": 17,
         "test_limit": None,
-        "cpus": 2,
         **changes,
     }
-    return prepare.build(folder, gathered, probes.load_probes(["copying"]), model_dir=model, **numbers)
+    found = probes.load_probes(["copying"])
+    return prepare.build(folder, gathered, found, model_dir=model, limits=Limits(max_length), **numbers)
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Word and tokenize in this process, without Ray."""
+    """Do in this process what Ray Data would be given."""
 
-    def tokenized(
-        requests: list[dict[str, Any]],
-        words: dict[str, Words],
-        model: str,
-        settings: dict[str, Any],
-        *_: object,
-    ) -> Iterator[dict[str, Any]]:
-        tokenizer = prepare._tokenizer(model)
-        for row in requests:
-            for made in worded(tokenizer, words[row["task"]], row, **settings):
-                yield {**row, **made.row}
+    def mapped(
+        work: Callable[..., Any], parts: Sequence[Any], settings: Mapping[str, Any], _: Sequence[int]
+    ) -> Iterator[Any]:
+        for part in parts:
+            yield work(pickle.loads(pickle.dumps(part)), **settings)
 
-    monkeypatch.setattr(prepare, "_tokenized", tokenized)
+    monkeypatch.setattr(prepare, "_mapped", mapped)
 
 
 def packs_of(folder: Path, manifest: dict[str, Any], part: str = "stream") -> list[Pack]:
@@ -96,7 +114,8 @@ def test_rows_are_split_as_asked(tmp_path: Path) -> None:
     for part in splits.values():
         counts = Counter(e.label for e in part)
         assert counts["negative"] == counts["positive"]
-    assert (gathered.rows, gathered.duplicates, gathered.quarantine) == (60, 0, [])
+    assert (gathered.rows, gathered.bad, gathered.dropped) == (60, 0, [])
+    assert gathered.examples["films"].twins == []
 
 
 def test_one_task_twice_is_refused(tmp_path: Path) -> None:
@@ -108,7 +127,14 @@ def test_one_task_twice_is_refused(tmp_path: Path) -> None:
 def test_broken_rows_below_the_threshold_are_set_aside(tmp_path: Path) -> None:
     gathered = gather(write_task(tmp_path, broken=3), max_bad_rows=0.05)
     assert gathered.rows == 63
-    assert [row["line"] for row in gathered.quarantine] == [1, 2, 3]
+    assert gathered.bad == 3
+    assert gathered.examples["films"].bad.first == {
+        "task": "films",
+        "file": str(tmp_path / "rows.jsonl"),
+        "line": 1,
+        "reason": "not JSON: Expecting property name enclosed in double quotes at column 2",
+        "text": "{broken",
+    }
     assert {name: len(part) for name, part in gathered.splits["films"].items()} == SPLIT
 
 
@@ -161,7 +187,9 @@ def test_a_count_that_suits_large_tasks_leaves_small_ones_some(tmp_path: Path) -
     (tmp_path / "rows.jsonl").rename(tmp_path / "few.jsonl")
     small.write_text(small.read_text(encoding="utf-8").replace("rows.jsonl", "few.jsonl"), encoding="utf-8")
     large = write_task(tmp_path, rows=300)
-    gathered = gather(small, large, train=None, validation=20, test=20, balanced=False)
+    gathered = gather(
+        small, large, train=None, validation=20, test=20, balanced=False, more={"decontaminate": 0}
+    )
     sizes = {name: [len(part) for part in splits.values()] for name, splits in gathered.splits.items()}
     assert sizes == {"small": [12, 12, 36], "films": [20, 20, 260]}
     with pytest.raises(IftError, match="70 examples are asked for"):
@@ -184,6 +212,7 @@ def test_the_stream_holds_every_example_once_an_epoch(tmp_path: Path, tiny_model
     manifest = build(tmp_path / "p", gathered, tiny_model, epochs=3)
     packs = packs_of(tmp_path / "p", manifest)
     train = sorted(e.id for e in gathered.splits["films"]["train"])
+    assert len(train) == 40
     for epoch in range(3):
         assert sorted(e for p in packs if p.epoch == epoch for e in p.examples) == train
     assert [p.epoch for p in packs] == sorted(p.epoch for p in packs)
@@ -254,6 +283,8 @@ def test_the_stream_is_a_function_of_content_and_seed(tmp_path: Path, tiny_model
     again = build(tmp_path / "2", gather(file), tiny_model)
     assert again.pop("rows") == 61
     assert again.pop("duplicates") == 1
+    assert again.pop("inputs")["films"]["rows"] == 61
+    assert again.pop("dropped") == {"films": {"exact duplicate": 1}}
     assert again == {key: value for key, value in one.items() if key in again}
     assert (tmp_path / "1/items.jsonl").read_bytes() == (tmp_path / "2/items.jsonl").read_bytes()
     assert build(tmp_path / "3", gather(file), tiny_model, seed=18)["hash"] != one["hash"]
@@ -323,30 +354,32 @@ def test_a_generation_is_asked_openly(tmp_path: Path, tiny_model: Path) -> None:
     assert item["max_new_tokens"] == 64
 
 
-def long_rows(folder: Path, count: int) -> Path:
-    file = write_task(folder)
+def long_rows(folder: Path, count: int, broken: int = 0) -> Path:
+    """60 reviews and some that are far over any limit."""
+    file = write_task(folder, broken=broken)
     with (folder / "rows.jsonl").open("a", encoding="utf-8") as rows:
         for i in range(count):
-            rows.write(json.dumps({"text": f"{i} " + "very " * 300, "label": i % 2}) + "\n")
+            text = " ".join(random.Random(i).choices(WORDS, k=300))
+            rows.write(json.dumps({"text": f"{i} {text}", "label": i % 2}) + "\n")
     return file
 
 
 @pytest.mark.usefixtures("here")
 def test_what_cannot_be_trained_on_is_set_aside_with_its_reason(tmp_path: Path, tiny_model: Path) -> None:
     gathered = gather(
-        long_rows(tmp_path, 4), max_bad_rows=0.2, train=None, validation=4, test=0, balanced=False
+        long_rows(tmp_path, 4, broken=1), max_bad_rows=0.2, train=None, validation=4, test=0, balanced=False
     )
-    gathered.quarantine.append({"task": "films", "file": "rows.jsonl", "line": 9, "reason": "x", "text": "y"})
     manifest = build(tmp_path / "p", gathered, tiny_model, epochs=1)
     first, *rows = storage.read_jsonl(tmp_path / "p" / "quarantine.jsonl")
-    assert first["line"] == 9
-    assert len(rows) == 4
+    assert (first["line"], first["text"]) == (1, "{broken")
+    assert sorted(row["line"] for row in rows) == [62, 63, 64, 65]
+    assert manifest["too_long"] == 4
     assert manifest["quarantined"] == 5
     ids = {e.id for part in gathered.splits["films"].values() for e in part}
     for row in rows:
         assert row["reason"].endswith("tokens, over data.max_length 256")
         assert row["example"] in ids
-        assert "very very" in row["text"]
+        assert row["text"].startswith('{"text": "')
     seen = {
         e
         for part in ("stream", "validation")
@@ -366,7 +399,9 @@ def test_faulty_instructions_over_the_threshold_stop_the_run(tmp_path: Path, tin
         build(tmp_path / "p", gathered, tiny_model, epochs=1)
     message = str(caught.value)
     assert re.match(
-        r"\d+ of 48 rows of `films` are bad \(\d\d\.\d%\): template `(ask|classify)`, prompt: ", message
+        rf"{tmp_path}/rows.jsonl:\d+: \d+ of 48 rows of `films` are bad \(\d\d\.\d%\): "
+        r"template `(ask|classify)`, prompt: ",
+        message,
     )
     assert f"(all are listed in {tmp_path}/p/quarantine.jsonl)" in message
     assert len(storage.read_jsonl(tmp_path / "p" / "quarantine.jsonl")) >= 24
@@ -390,6 +425,211 @@ def test_a_field_that_no_row_has_stops_the_run_before_a_cluster_starts(tmp_path:
         gather(file)
 
 
+# --- the cache ------------------------------------------------------------------------------------------------
+
+
+def chats(folder: Path, rows: int = 12) -> Path:
+    """A task of conversations: one wording, so that every pass reads the same."""
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"film {i} ?"},
+                {"role": "assistant", "content": f"good {i}"},
+            ]
+        }
+        for i in range(rows)
+    ]
+    (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    path = folder / "chats.yaml"
+    path.write_text("name: chats\nkind: chat\nlicense: MIT\nsource: {files: chats.jsonl}\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.usefixtures("here")
+def test_only_what_is_new_is_worded(tmp_path: Path, tiny_model: Path) -> None:
+    file, numbers = write_task(tmp_path), iter(range(99))
+
+    def fresh(*files: Path, more: Mapping[str, Any] | None = None, **changes: Any) -> int:
+        gathered = gather(*files, more=more)
+        manifest = build(tmp_path / str(next(numbers)), gathered, tiny_model, **changes)
+        return int(manifest["fresh"])
+
+    assert fresh(file) == 8 + 2 * 40
+    assert fresh(file) == 0
+    assert fresh(file, seed=18) == 0
+    assert fresh(file, epochs=1) == 0
+    assert fresh(file, packing=False) == 0
+    assert fresh(file, epochs=3) == 40
+    assert (
+        fresh(file, more={"train": 44, "test": 6}, epochs=3) == 4 + 3 * 4
+    )  # four more validate, four more train
+    assert fresh(file, draws=Draws(size=20)) == 0
+    assert fresh(file, draws=Draws(few_shot=1.0)) == 2 * 40
+    assert fresh(file, seed=19, draws=Draws(few_shot=1.0)) == 0
+    # another task beside it, and its weight in the mixture
+    other = chats(tmp_path)
+    unbalanced = {"train": None, "validation": 2, "test": 0, "balanced": False}
+    assert fresh(other, more=unbalanced) == 2 + 10
+    assert fresh(other, more=unbalanced, epochs=5, seed=9) == 0
+    assert fresh(other, more=unbalanced, epochs=2, draws=Draws(size=55)) == 0
+
+
+def add_a_row(folder: Path) -> None:
+    with (folder / "rows.jsonl").open("a", encoding="utf-8") as rows:
+        rows.write(json.dumps({"text": "another film", "label": 1}))
+
+
+def reword(folder: Path) -> None:
+    path = folder / "films.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("Is this review", "Is it"), encoding="utf-8")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("edit", [add_a_row, reword])
+def test_an_edit_makes_that_tasks_words_anew_and_no_others(
+    tmp_path: Path, tiny_model: Path, edit: Callable[[Path], None]
+) -> None:
+    files = [write_task(tmp_path), chats(tmp_path)]
+    numbers: dict[str, Any] = {"train": 40, "validation": 0, "test": 0, "balanced": False}
+    first = build(tmp_path / "1", gather(*files, more=numbers), tiny_model, epochs=1)
+    edit(tmp_path)
+    second = build(tmp_path / "2", gather(*files, more=numbers), tiny_model, epochs=1)
+    assert first["fresh"] == 40 + 12
+    assert second["fresh"] == 40
+
+
+@pytest.mark.usefixtures("here")
+def test_another_tokenizer_length_or_code_makes_all_anew(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered = gather(write_task(tmp_path))
+    build(tmp_path / "1", gathered, tiny_model)
+    assert build(tmp_path / "2", gathered, tiny_model, max_length=255)["fresh"] == 88
+    other = tmp_path / "model"
+    shutil.copytree(tiny_model, other)
+    assert build(tmp_path / "3", gathered, other)["fresh"] == 0  # the same tokenizer elsewhere
+    (other / "model.safetensors").write_bytes(b"other weights")
+    assert build(tmp_path / "4", gathered, other)["fresh"] == 0
+    config = other / "tokenizer_config.json"
+    config.write_text(config.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    assert build(tmp_path / "5", gathered, other)["fresh"] == 88
+    monkeypatch.setattr(caches, "code_version", lambda: "another")
+    assert build(tmp_path / "6", gathered, tiny_model)["fresh"] == 88
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("few_shot", [0.0, 0.5])
+def test_what_is_made_together_or_was_made_before_changes_no_byte(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, few_shot: float
+) -> None:
+    gathered = gather(long_rows(tmp_path, 3), max_bad_rows=0.5)
+    changes: dict[str, Any] = {"draws": Draws(few_shot=few_shot)}
+    wanted = build(tmp_path / "1", gathered, tiny_model, **changes)
+    wanted.pop("fresh")
+    for number, block in enumerate((1, 7, 33), 2):
+        monkeypatch.setattr(prepare, "_REQUESTS_A_BLOCK", block)
+        own: dict[str, Any] = {**changes, "cache": tmp_path / f"cache{number}"}
+        if block == 7:  # some of it is there already, in other blocks and under another seed
+            build(tmp_path / "before", gathered, tiny_model, **{**own, "epochs": 1, "seed": 3})
+        found = build(tmp_path / str(number), gathered, tiny_model, **own)
+        assert found.pop("fresh") > 0
+        assert found == wanted
+        assert content_of(tmp_path / str(number)) == content_of(tmp_path / "1")
+
+
+@pytest.mark.usefixtures("here")
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(per_shard=st.integers(1, 9), per_group=st.integers(1, 9))
+def test_the_size_of_a_shard_changes_no_pack(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, per_shard: int, per_group: int
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "sizes"
+    folder.mkdir(exist_ok=True)
+    gathered = gather(write_task(folder))
+    wanted = build(folder / "1", gathered, tiny_model)
+    packs = packs_of(folder / "1", wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "PACKS_PER_SHARD", per_shard)
+        patch.setattr(stream, "PACKS_PER_GROUP", per_group)
+        found = build(folder / "2", gathered, tiny_model)
+        assert found["hash"] == wanted["hash"]
+        assert len(found["shards"]) == -(-len(packs) // per_shard)
+        assert packs_of(folder / "2", found) == packs
+        reader = Stream(folder / "2" / "stream")
+        assert [reader.read([number])[0] for number in reversed(range(len(packs)))] == packs[::-1]
+
+
+@pytest.mark.usefixtures("here")
+def test_dropped_rows_are_listed_with_their_reason(tmp_path: Path, tiny_model: Path) -> None:
+    file = write_task(tmp_path)
+    found = probes.load_probes(["copying"])[0]
+    with (tmp_path / "rows.jsonl").open("a", encoding="utf-8") as rows:
+        for text in ("film 3 was good and very good", found.items[0].prompt):
+            rows.write(json.dumps({"text": text, "label": 1}) + "\n")
+    gathered = gather(file, more={"train": None, "balanced": False, "probes": [found]})
+    manifest = build(tmp_path / "p", gathered, tiny_model)
+    listed = storage.read_jsonl(tmp_path / "p" / "dropped.jsonl")
+    assert [(row["line"], row["reason"]) for row in listed] == [
+        (61, "exact duplicate"),
+        (62, "the probe `copying` asks the same"),
+    ]
+    assert manifest["dropped"] == {"films": {"exact duplicate": 1, "contaminated": 1}}
+    assert found.items[0].prompt not in {e.fields["text"] for e in gathered.splits["films"]["train"]}
+
+
+class Killed(BaseException):
+    """Stands for a process that ends here."""
+
+
+@pytest.mark.usefixtures("here")
+def test_a_run_that_dies_anywhere_and_starts_again_writes_the_same(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_task(tmp_path)
+    monkeypatch.setattr(prepare, "_REQUESTS_A_BLOCK", 20)
+    monkeypatch.setattr(stream, "PACKS_PER_SHARD", 5)
+
+    def run(folder: Path) -> dict[str, Any]:
+        gathered = gather(file, more={"cache": folder / "cache"})
+        return build(folder / "p", gathered, tiny_model, cache=folder / "cache")
+
+    wanted = run(tmp_path / "whole")
+    wanted.pop("fresh")
+    real = {name: getattr(os, name) for name in ("replace", "rename")}
+    died = 0
+    for at in range(99):
+        calls = iter(range(at))
+
+        def dying(name: str, *arguments: Any, calls: Iterator[int] = calls) -> None:
+            if next(calls, None) is None:
+                raise Killed
+            real[name](*arguments)
+
+        folder = tmp_path / str(at)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", partial(dying, "replace"))
+            patch.setattr(os, "rename", partial(dying, "rename"))
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # nobody clears up behind a dead process
+            patch.setattr(Path, "unlink", lambda *_, **__: None)
+            try:
+                run(folder)
+            except Killed:
+                died += 1
+            else:
+                break
+        again = run(folder)
+        again.pop("fresh")
+        assert again == wanted
+        assert content_of(folder / "p").keys() - content_of(tmp_path / "whole" / "p").keys() == set()
+        for name, content in content_of(tmp_path / "whole" / "p").items():
+            assert (folder / "p" / name).read_bytes() == content
+    assert died >= 8
+
+
 # --- with Ray Data --------------------------------------------------------------------------------------------
 
 
@@ -402,24 +642,24 @@ def ray() -> Iterator[cluster.Resources]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_ray_carries_and_decides_nothing(
-    tmp_path: Path, tiny_model: Path, request: pytest.FixtureRequest
+    tmp_path: Path, tiny_model: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gathered = gather(
         long_rows(tmp_path, 1), max_bad_rows=0.5, train=None, validation=8, test=10, balanced=False
     )
     progress: list[tuple[int, int | None]] = []
     changes: dict[str, Any] = {"epochs": 5}
-    one = build(tmp_path / "1", gathered, tiny_model, cpus=1, **changes)
-    two = build(
-        tmp_path / "2", gathered, tiny_model, cpus=4, progress=lambda *p: progress.append(p), **changes
-    )
+    one = build(tmp_path / "1", gathered, tiny_model, progress=lambda *p: progress.append(p), **changes)
+    monkeypatch.setattr(prepare, "_REQUESTS_A_BLOCK", 20)  # a dozen tasks of Ray where one did
+    two = build(tmp_path / "2", gathered, tiny_model, cache=tmp_path / "two", **changes)
+    again = build(tmp_path / "4", gathered, tiny_model, **{**changes, "seed": 18})
+    assert again["fresh"] == 0
     request.getfixturevalue("here")
-    here = build(tmp_path / "3", gathered, tiny_model, **changes)
+    here = build(tmp_path / "3", gathered, tiny_model, cache=tmp_path / "own", **changes)
+    assert {made.pop("fresh") for made in (one, two, here)} == {5 * 43 + 8}
     assert one == two == here
     assert progress[-1] == (5 * 43 + 8, 5 * 43 + 8)
-    for name in ("items.jsonl", "quarantine.jsonl"):
-        assert len({(tmp_path / folder / name).read_bytes() for folder in "123"}) == 1
-    assert packs_of(tmp_path / "2", two) == packs_of(tmp_path / "3", here)
+    assert content_of(tmp_path / "1") == content_of(tmp_path / "2") == content_of(tmp_path / "3")
 
 
 @pytest.mark.slow
@@ -430,3 +670,72 @@ def test_ray_sets_bad_rows_aside_and_stops_at_the_threshold(tmp_path: Path, tiny
     assert manifest["quarantined"] == len(storage.read_jsonl(tmp_path / "p" / "quarantine.jsonl")) == 2
     with pytest.raises(IftError, match=r"over data\.max_length 16"):
         build(tmp_path / "q", gathered, tiny_model, max_length=16)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray")
+def test_a_run_without_validation(tmp_path: Path, tiny_model: Path) -> None:
+    gathered = gather(write_task(tmp_path), validation=0, test=0)
+    manifest = build(tmp_path / "p", gathered, tiny_model, epochs=1)
+    assert manifest["validation"]["packs"] == 0
+    assert manifest["documents"] == 40
+
+
+RUN = """
+import pickle, sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {here!r}]
+import test_prepare
+from ift.data import prepare, stream
+
+def mapped(work, parts, settings, _):
+    for part in parts:
+        yield work(pickle.loads(pickle.dumps(part)), **settings)
+
+prepare._mapped, prepare._REQUESTS_A_BLOCK, stream.PACKS_PER_SHARD = mapped, 10, 4
+folder = Path({folder!r})
+gathered = test_prepare.gather(Path({file!r}), more={{"cache": folder / "cache"}})
+print("gathered", flush=True)
+made = test_prepare.build(folder / "p", gathered, Path({model!r}), cache=folder / "cache", epochs=3)
+print(made["hash"], flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_moment_leaves_what_the_next_one_can_build_on(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    file = write_task(tmp_path, rows=400)
+
+    def start(folder: Path) -> "subprocess.Popen[str]":
+        script = RUN.format(
+            tests=str(Path(__file__).parents[1]),
+            here=str(Path(__file__).parent),
+            folder=str(folder),
+            file=str(file),
+            model=str(tiny_model),
+        )
+        return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+
+    whole = start(tmp_path / "whole")
+    wanted = whole.communicate()[0]
+    assert whole.returncode == 0
+    folder, died = tmp_path / "killed", 0
+    for appears in (  # each time a little further
+        "cache/examples/.part-*/examples.jsonl",
+        "cache/tokens/*/*.tokens",
+        "cache/tokens/*/*.parquet",
+        "p/stream/*.parquet",
+    ):
+        process = start(folder)
+        while process.poll() is None and not list(folder.glob(appears)):
+            time.sleep(0.0005)
+        process.kill()
+        process.communicate()
+        died += process.returncode == -signal.SIGKILL
+    assert died >= 3
+    again = start(folder)
+    assert again.communicate()[0] == wanted
+    for path in sorted((tmp_path / "whole" / "p").rglob("*")):
+        if path.is_file():
+            assert (folder / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ift.data import stream
-from ift.data.stream import Pack, Stream
+from ift.data.stream import Columns, Pack, Stream
+from ift.train.loop import ranks_packs
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,18 +64,56 @@ def test_round_trip(
             reader.read([past])
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
+@settings(max_examples=25)
+@given(
+    count=st.integers(1, 40),
+    global_batch=st.integers(1, 9),
+    micro_batch=st.integers(1, 4),
+    start=st.integers(0, 9),
+)
+def test_every_number_of_workers_reads_the_same_global_batches(
+    tmp_path_factory: pytest.TempPathFactory,
+    world: int,
+    count: int,
+    global_batch: int,
+    micro_batch: int,
+    start: int,
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "ranks"
+    written = [make(number) for number in range(count)]
+    stream.write(folder, written)
+    readers = [Stream(folder) for _ in range(world)]
+    for step in range(start, -(-count // global_batch)):  # from wherever a run goes on: a seek
+        read = [
+            pack
+            for rank, reader in enumerate(readers)
+            for micro in ranks_packs(
+                step, global_batch=global_batch, packs=count, rank=rank, world=world, micro_batch=micro_batch
+            )
+            for pack in reader.read(micro)
+        ]
+        assert sorted(pack.examples for pack in read) == [
+            pack.examples for pack in written[step * global_batch : (step + 1) * global_batch]
+        ]
+
+
 def test_hash_is_of_the_content_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [make(i) for i in range(8)]
     first = stream.write(tmp_path / "a", rows)["hash"]
     assert first.startswith("sha256:")
     monkeypatch.setattr(stream, "PACKS_PER_SHARD", 3)
+    monkeypatch.setattr(stream, "PACKS_PER_GROUP", 3)
     assert stream.write(tmp_path / "b", iter(rows))["hash"] == first
     changed = [
         rows[::-1],
         rows[:-1],
         [replace(rows[0], tokens=[9, 0, 3]), *rows[1:]],
         [replace(rows[0], supervised=[False, False, True]), *rows[1:]],
-        [replace(rows[0], lengths=[1, 2], supervised=[False, False, True]), *rows[1:]],
+        [Pack([9, 0, 2], [False, False, True], [1, 2], ["0000"] * 2, ["films"] * 2, ["ask"] * 2), *rows[1:]],
+        [replace(rows[0], tasks=["books"]), *rows[1:]],
+        [replace(rows[0], templates=["tell"]), *rows[1:]],
+        [replace(rows[0], epoch=1), *rows[1:]],
         [replace(rows[0], examples=["other"]), *rows[1:]],
     ]
     hashes = {stream.write(tmp_path / "c", other)["hash"] for other in changed}
@@ -96,7 +135,7 @@ def test_writing_again_leaves_nothing_of_an_earlier_attempt(tmp_path: Path) -> N
 )
 def test_a_pack_that_cannot_be_is_refused(supervised: list[bool], lengths: list[int]) -> None:
     with pytest.raises(AssertionError):
-        Pack([1, 2, 3], supervised, lengths, ["a"], ["t"], ["ask"])
+        Columns.of([Pack([1, 2, 3], supervised, lengths, *[["a"] * len(lengths)] * 3)])
 
 
 def test_the_drawing(tmp_path: Path) -> None:

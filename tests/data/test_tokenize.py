@@ -9,7 +9,7 @@ from conftest import CHAT_TEMPLATE, make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ift.data.tokenize import Document, TooLong, conversation, document, text
+from ift.data.tokenize import Document, TooLong, conversation, documents, shortened, text
 from ift.models import base
 from ift.prompts.chat import encode_completion, encode_history, encode_prompt
 
@@ -57,6 +57,14 @@ def talk(*contents: str, system: str = "") -> list[dict[str, str]]:
     return [{"role": "system", "content": system}, *messages] if system else messages
 
 
+def document(tokenizer: Any, prompt: str, completion: str, system: str = "") -> Document:
+    """One instruction of any length, or the reason why it is none, raised."""
+    [made] = documents(tokenizer, [(prompt, completion, system)])
+    if isinstance(made, ValueError):
+        raise made
+    return made
+
+
 def drawn(tokenizer: Any, made: Document) -> list[tuple[str, str]]:
     """The document's text in runs, each with its mark: x for what is supervised."""
     marked = zip(made.ids, made.supervised, strict=True)
@@ -73,7 +81,7 @@ def drawn(tokenizer: Any, made: Document) -> list[tuple[str, str]]:
 def test_supervised_part_is_the_completion_and_its_end(
     tiny_tokenizer: Any, prompt: str, completion: str, system: str
 ) -> None:
-    made = document(tiny_tokenizer, prompt, completion, system=system, max_length=LONG)
+    made = document(tiny_tokenizer, prompt, completion, system)
     head, tail = encode_prompt(tiny_tokenizer, prompt, system), encode_completion(tiny_tokenizer, completion)
     assert made.ids == head + tail
     assert made.supervised == [False] * len(head) + [True] * len(tail)
@@ -85,7 +93,7 @@ def test_supervised_part_is_the_completion_and_its_end(
 
 def test_the_drawing_of_an_instruction(tokenizers: dict[str, Any]) -> None:
     def draw(name: str, system: str) -> list[tuple[str, str]]:
-        made = document(tokenizers[name], "good?", "film good", system=system, max_length=100)
+        made = document(tokenizers[name], "good?", "film good", system)
         return drawn(tokenizers[name], made)
 
     answer = ("x", "film good<|im_end|>")
@@ -109,9 +117,9 @@ def test_the_drawing_of_an_instruction(tokenizers: dict[str, Any]) -> None:
 @pytest.mark.parametrize("blank", ["", " \n"])
 def test_an_empty_text_is_refused(tiny_tokenizer: Any, blank: str) -> None:
     with pytest.raises(ValueError, match=r"^the completion is empty: no token would be supervised$"):
-        document(tiny_tokenizer, "good?", blank, max_length=100)
+        document(tiny_tokenizer, "good?", blank)
     with pytest.raises(ValueError, match=r"^the prompt is empty$"):
-        document(tiny_tokenizer, blank, "good", max_length=100)
+        document(tiny_tokenizer, blank, "good")
     with pytest.raises(ValueError, match=r"^turn 2, the assistant's, is empty$"):
         conversation(tiny_tokenizer, talk("good?", blank), max_length=100)
     with pytest.raises(ValueError, match=r"^the text is empty$"):
@@ -129,18 +137,91 @@ def test_a_text_without_tokens_is_refused() -> None:
             return {"input_ids": [7 for c in text if c.isalpha() and c.isascii()]}
 
     with pytest.raises(ValueError, match=r"^the tokenizer has no token for the completion$"):
-        document(Deaf(), "good?", "é", max_length=100)
+        document(Deaf(), "good?", "é")
     with pytest.raises(ValueError, match=r"^the tokenizer has no token for an answer$"):
         conversation(Deaf(), talk("good?", "é"), max_length=100)
     with pytest.raises(ValueError, match=r"^the tokenizer has no token for the text$"):
         text(Deaf(), "é", max_length=100)
 
 
-def test_length_counts_prompt_completion_and_end(tiny_tokenizer: Any) -> None:
-    length = len(document(tiny_tokenizer, "good?", "yes", max_length=1000).ids)
-    assert len(document(tiny_tokenizer, "good?", "yes", max_length=length).ids) == length
-    with pytest.raises(TooLong, match=f"^{length} tokens, over data.max_length {length - 1}$"):
-        document(tiny_tokenizer, "good?", "yes", max_length=length - 1)
+@given(st.lists(st.tuples(st.just("") | words, st.just(" ") | words, systems), max_size=8))
+def test_many_instructions_are_each_as_it_is_alone(
+    tiny_tokenizer: Any, many: list[tuple[str, str, str]]
+) -> None:
+    for one, made in zip(many, documents(tiny_tokenizer, many), strict=True):
+        if one[0].strip() and one[1].strip():
+            assert made == document(tiny_tokenizer, *one)
+        else:
+            assert isinstance(made, ValueError)
+            with pytest.raises(ValueError, match=f"^{made}$"):
+                document(tiny_tokenizer, *one)
+
+
+def test_a_prompt_that_the_template_refuses_spoils_no_other(tiny_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if 'dull' in m.content %}{{ raise_exception('no dull films') }}{% endif %}"
+        "{% endfor %}" + CHAT_TEMPLATE
+    )
+    many = [("good?", "very", ""), ("dull?", "very", ""), ("good?", "", ""), ("long?", "not very", "")]
+    made = documents(tokenizer, many)
+    assert [made[0], made[3]] == [document(tiny_tokenizer, *many[n]) for n in (0, 3)]
+    assert [str(made[1]), str(made[2])] == [
+        "the chat template refuses this: no dull films",
+        "the completion is empty: no token would be supervised",
+    ]
+
+
+# instructions that are too long
+
+
+def test_the_drawing_of_a_shortened_instruction(tiny_tokenizer: Any) -> None:
+    prompt = "the film was long and dull and very good ?"
+    whole = document(tiny_tokenizer, prompt, "not very")
+    cut = shortened(tiny_tokenizer, prompt, "not very", "", len(whole.ids) - 5)
+    assert len(cut.ids) == len(whole.ids) - 5
+    assert drawn(tiny_tokenizer, cut) == [
+        (".", "<|im_start|>user\n dull and very good ?<|im_end|>\n<|im_start|>assistant\n"),
+        ("x", "not very<|im_end|>"),
+    ]
+
+
+# a limit that bites: below the whole length, and above what the frame and the answer take
+@given(
+    prompt=st.lists(words, min_size=1, max_size=8), completion=words, system=systems, share=st.floats(0, 1)
+)
+@pytest.mark.parametrize("name", [*TEMPLATES, "base"])
+def test_a_shortened_prompt_loses_its_beginning_and_nothing_else(
+    tokenizers: dict[str, Any], name: str, prompt: list[str], completion: str, system: str, share: float
+) -> None:
+    tokenizer, asked = tokenizers[name], " ".join(prompt)
+    whole = document(tokenizer, asked, completion, system)
+    answer = encode_completion(tokenizer, completion)
+    limit = int(len(answer) + share * (len(whole.ids) - len(answer)))
+    try:
+        made = shortened(tokenizer, asked, completion, system, limit)
+    except TooLong:
+        # then no token of the prompt has room, give or take how the last characters fall into tokens
+        least = document(tokenizer, asked.rstrip()[-1], completion, system)
+        assert limit < len(least.ids) + 4
+        return
+    assert len(made.ids) <= limit
+    assert [i for i, s in zip(made.ids, made.supervised, strict=True) if s] == answer
+    assert made.supervised == sorted(made.supervised)
+    ends = [asked[at:] for at in range(len(asked)) if asked[at:].strip()]
+    fitting = [
+        one for one in (document(tokenizer, end, completion, system) for end in ends) if len(one.ids) <= limit
+    ]
+    assert made in fitting, "it is not the end of the prompt within the whole frame"
+    # no longer one fits, but for a few tokens that join at the cut
+    assert len(made.ids) >= max(len(one.ids) for one in fitting) - 3
+
+
+def test_an_answer_that_leaves_no_room_is_too_long(tiny_tokenizer: Any) -> None:
+    with pytest.raises(
+        TooLong, match=r"^the answer alone leaves the prompt no room within data\.max_length 12$"
+    ):
+        shortened(tiny_tokenizer, "film " * 30, "good " * 30, "", 12)
 
 
 # conversations
@@ -210,7 +291,7 @@ def test_a_conversation_of_one_exchange_is_an_instruction(
 ) -> None:
     tokenizer = tokenizers[name]
     assert conversation(tokenizer, talk(prompt, completion, system=system), max_length=LONG) == document(
-        tokenizer, prompt, completion, system=system, max_length=LONG
+        tokenizer, prompt, completion, system
     )
 
 
@@ -221,7 +302,7 @@ def test_a_last_question_is_left_out_and_questions_in_a_row_are_one(tiny_tokeniz
     )
     twice = [{"role": "user", "content": "the film:"}, *talk("good?", "very")]
     assert conversation(tiny_tokenizer, twice, max_length=100) == document(
-        tiny_tokenizer, "the film:\n\ngood?", "very", max_length=100
+        tiny_tokenizer, "the film:\n\ngood?", "very"
     )
 
 

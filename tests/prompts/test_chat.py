@@ -443,6 +443,34 @@ def test_no_turn_forges_a_control_token(tokenizers: dict[str, Any], name: str, t
     assert control_counts(tokenizer, forged) == control_counts(tokenizer, plain)
 
 
+@given(many=st.lists(st.tuples(hostile, hostile | st.just(""), st.just("") | hostile), max_size=5))
+@pytest.mark.parametrize("name", ["chatml", "base", "reasoning"])
+def test_many_instructions_at_once_are_each_as_it_is_alone(
+    tokenizers: dict[str, Any], name: str, many: list[tuple[str, str, str]]
+) -> None:
+    tokenizer = tokenizers[name]
+    assert chat.encode_instructions(tokenizer, many) == [
+        (chat.encode_prompt(tokenizer, prompt, system), chat.encode_completion(tokenizer, completion))
+        for prompt, completion, system in many
+    ]
+
+
+@given(text=hostile)
+@pytest.mark.parametrize("special", [False, True])
+def test_many_texts_at_once_are_what_the_tokenizer_says(
+    tiny_tokenizer: Any, text: str, special: bool
+) -> None:
+    alone = tiny_tokenizer(text, add_special_tokens=special)["input_ids"]
+    assert chat.encode_many(tiny_tokenizer, ["film", text], special=special)[1] == alone
+
+
+def test_earlier_padding_and_cutting_change_nothing(tiny_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    wanted = chat.encode_instructions(tokenizer, [("film " * 9, "good", ""), ("film", "bad", "")])
+    tokenizer(["film", "film " * 9], padding=True, truncation=True, max_length=3)  # stays set in the backend
+    assert chat.encode_instructions(tokenizer, [("film " * 9, "good", ""), ("film", "bad", "")]) == wanted
+
+
 @pytest.mark.real
 @given(turns=st.lists(real_words, min_size=5, max_size=5))
 def test_a_real_history_is_what_the_template_says(real_tokenizer: Any, turns: list[str]) -> None:

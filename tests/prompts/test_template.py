@@ -201,16 +201,16 @@ def test_no_options_are_shown_when_the_answer_is_none_of_them() -> None:
 # --- choice
 
 
-@given(seed=st.integers(0, 2**32), pass_=st.integers(0, 100), example=st.text(max_size=20))
-def test_choice_is_pure(seed: int, pass_: int, example: str) -> None:
-    first = choose(NAMES, seed=seed, pass_=pass_, example_id=example)
+@given(pass_=st.integers(0, 100), example=st.text(max_size=20))
+def test_choice_is_pure(pass_: int, example: str) -> None:
+    first = choose(NAMES, pass_=pass_, example_id=example)
     assert first in NAMES
-    assert choose(tuple(NAMES), seed=seed, pass_=pass_, example_id=example) is first
-    assert choose(NAMES[:1], seed=seed, pass_=pass_, example_id=example) is NAMES[0]
+    assert choose(tuple(NAMES), pass_=pass_, example_id=example) is first
+    assert choose(NAMES[:1], pass_=pass_, example_id=example) is NAMES[0]
 
 
 def test_choice_is_spread_evenly() -> None:
-    counts = Counter(choose(NAMES, seed=17, pass_=0, example_id=f"{i}").id for i in range(5000))
+    counts = Counter(choose(NAMES, pass_=0, example_id=f"{i}").id for i in range(5000))
     assert len(counts) == 5
     # five standard deviations of a binomial: sqrt(5000 * 0.2 * 0.8) = 28
     assert all(abs(count - 1000) < 5 * 28.3 for count in counts.values())
@@ -218,17 +218,15 @@ def test_choice_is_spread_evenly() -> None:
 
 def test_weights_say_how_often_a_template_is_drawn() -> None:
     weighted = [replace(NAMES[0], weight=1.0), replace(NAMES[1], weight=0.3)]
-    counts = Counter(choose(weighted, seed=17, pass_=0, example_id=f"{i}").id for i in range(5000))
+    counts = Counter(choose(weighted, pass_=0, example_id=f"{i}").id for i in range(5000))
     # a share of 0.3 / 1.3 within five standard deviations: sqrt(5000 * 0.231 * 0.769) = 30
     assert abs(counts["t1"] - 5000 * 0.3 / 1.3) < 5 * 30
 
 
-@pytest.mark.parametrize("what", ["pass_", "seed"])
-def test_choice_differs_between_passes_and_seeds(what: str) -> None:
-    arguments = {"seed": 17, "pass_": 0}
-    other = {**arguments, what: arguments[what] + 1}
+@pytest.mark.parametrize("other", [1, 2])
+def test_choice_differs_between_passes(other: int) -> None:
     same = sum(
-        choose(NAMES, **arguments, example_id=f"{i}") is choose(NAMES, **other, example_id=f"{i}")
+        choose(NAMES, pass_=0, example_id=f"{i}") is choose(NAMES, pass_=other, example_id=f"{i}")
         for i in range(2000)
     )
     assert abs(same / 2000 - 1 / 5) < 0.05  # as often the same as chance has it
@@ -236,7 +234,7 @@ def test_choice_differs_between_passes_and_seeds(what: str) -> None:
 
 def test_choice_is_the_one_that_was_written_down() -> None:
     # a change here rewords every stream: runs that were started before could not go on
-    assert [choose(NAMES, seed=17, pass_=p, example_id="3f").id for p in range(8)] == CHOSEN
+    assert [choose(NAMES, pass_=p, example_id="3f").id for p in range(8)] == CHOSEN
 
 
-CHOSEN = ["t0", "t4", "t4", "t1", "t4", "t1", "t0", "t0"]
+CHOSEN = ["t1", "t1", "t4", "t4", "t0", "t0", "t4", "t2"]

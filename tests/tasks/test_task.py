@@ -85,7 +85,7 @@ CHOOSES = (
         (
             HEAD + "template: []\n" + TEMPLATES,
             "DIR/x.yaml:6: unknown key `template`\n  wanted: one of name, kind, description, cluster, license, "
-            "language, shadows, source, hook, fields, choices, metric, random_baseline, system, max_new_tokens, "
+            "language, shadows, source, hook, group, fields, choices, metric, random_baseline, system, max_new_tokens, "
             "templates\n  next:   did you mean `templates`?",
         ),
         (
@@ -115,7 +115,7 @@ CHOOSES = (
         ),
         (
             (HEAD + TEMPLATES).replace("files: x.jsonl", ""),
-            "DIR/x.yaml:4: `source`: rows come from `hub`, from `package` or from `files`, one of them\n",
+            "DIR/x.yaml:4: `source`: rows come from `hub`, `package`, `mlflow` or `files`, one of them\n",
         ),
         (
             (HEAD + TEMPLATES).replace("files: x.jsonl", "files: {trian: x.jsonl}"),
