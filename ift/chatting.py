@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ift import storage
 from ift.models import base
-from ift.prompts.chat import Tokenizer, encode_history, encode_prompt, end_of_turn, neutralise
+from ift.prompts.chat import Tokenizer, close_source, encode_history, encode_prompt, end_of_turn, neutralise
 
 
 def talk(source: str, *, max_new_tokens: int) -> None:
@@ -22,7 +22,7 @@ def talk(source: str, *, max_new_tokens: int) -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = base.load_model(folder, dtype="bfloat16" if device == "cuda" else "float32", device=device)
-    tokenizer = base.load_tokenizer(folder)
+    tokenizer, encoder = base.load_tokenizer(folder), base.is_encoder_decoder(folder)
     interactive = sys.stdin.isatty()
     if interactive:
         print(f"{folder}\n/new starts over, /quit leaves\n")
@@ -41,7 +41,7 @@ def talk(source: str, *, max_new_tokens: int) -> None:
         if not question:
             continue
         history.append({"role": "user", "content": question})
-        ids = torch.tensor([_read(tokenizer, history)], device=device)
+        ids = torch.tensor([_read(tokenizer, history, encoder)], device=device)
         if interactive:
             print("model  > ", end="", flush=True)
         with torch.inference_mode():
@@ -54,19 +54,21 @@ def talk(source: str, *, max_new_tokens: int) -> None:
                 eos_token_id=end_of_turn(tokenizer),
                 pad_token_id=end_of_turn(tokenizer),
             )
-        answer = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+        written = output[0] if encoder else output[0, ids.shape[1] :]
+        answer = tokenizer.decode(written, skip_special_tokens=True)
         if answer.strip():
             history.append({"role": "assistant", "content": answer.strip()})
         else:
             history.pop()  # a turn without words is no turn
 
 
-def _read(tokenizer: Tokenizer, history: list[dict[str, str]]) -> list[int]:
+def _read(tokenizer: Tokenizer, history: list[dict[str, str]], encoder: bool) -> list[int]:
     """What the model reads before it answers: the tokens that it was trained to answer behind."""
     if len(history) == 1:
-        return encode_prompt(tokenizer, history[0]["content"])
+        return encode_prompt(tokenizer, history[0]["content"], encoder=encoder)
     try:
-        return encode_history(tokenizer, history)
+        read = encode_history(tokenizer, history)
+        return close_source(tokenizer, read) if encoder else read
     except (
         ValueError
     ):  # the template rewrites earlier turns, as one that drops reasoning does: then as it has them

@@ -19,9 +19,10 @@ from rich.text import Text
 from ift import storage
 from ift.console import marked, numbers_table, supervised_parts, widened
 from ift.data import draws as drawing
-from ift.data import gather, selection
-from ift.data.draws import Draws, Limits, Made, Words
+from ift.data import gather, selection, wording
+from ift.data.draws import Draws
 from ift.data.gather import Gathered
+from ift.data.wording import Limits, Made, Words
 from ift.errors import IftError, nearest
 from ift.models import base
 from ift.prompts.chat import Tokenizer
@@ -93,7 +94,7 @@ def show(
     if count is None:
         count = 3 if task or len(counts) <= 4 else 1 if len(counts) <= 20 else 0
     with console.status("wording some of each task"):
-        limits = drawing.limits_of(spec, encoder_decoder=base.is_encoder_decoder(folder))
+        limits = wording.limits_of(spec, encoder_decoder=base.is_encoder_decoder(folder))
         sampled = sample(gathered, counts, draws, tokenizer, limits, seed=spec.seed, at_least=count)
     console.print(_table(gathered, counts, sampled, draws, console.width))
     console.print()
@@ -130,7 +131,7 @@ def sample(
     for some in drawing.train_requests(gathered, counts, draws, seed=seed, epoch=0):
         requests = some.some(np.arange(min(each, len(some))))
         lookup = gathered.examples[some.task].lookup
-        made = drawing.worded(tokenizer, Words.of(gathered.tasks[some.task]), requests, lookup, limits)
+        made = wording.worded(tokenizer, Words.of(gathered.tasks[some.task]), requests, lookup, limits)
         found = sampled[some.task]
         found.made += [
             (request.example, one) for request, ones in zip(requests, made, strict=True) for one in ones

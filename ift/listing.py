@@ -99,6 +99,8 @@ def source_name(source: Source) -> str:
         return "hub: " + source.hub.id + (f", {source.hub.config}" if source.hub.config else "")
     if source.package:
         return "package: " + source.package.partition("/")[0]
+    if source.mlflow:
+        return "mlflow: " + (source.mlflow.dataset or f"{source.mlflow.run}/{source.mlflow.artifact}")
     files = source.files if isinstance(source.files, str) else ", ".join((source.files or {}).values())
     return "files: " + files
 

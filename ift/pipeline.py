@@ -215,7 +215,8 @@ class Job:
 
     def prepare(self, gathered: Any, resources: cluster.Resources) -> None:
         from ift.data import prepare
-        from ift.data.draws import draws_of, limits_of
+        from ift.data.draws import draws_of
+        from ift.data.wording import limits_of
         from ift.models import base
 
         spec = self.spec
@@ -451,6 +452,7 @@ class Job:
 
     def _summary(self) -> Manifest:
         from ift.evaluate import forgetting
+        from ift.models import base
         from ift.tracking import gate
 
         stages = {stage: _done(self.folder, stage) or {} for stage in STAGES[:-1]}
@@ -466,7 +468,12 @@ class Job:
             "validation",
             "items",
             "epoch_ends",
+            "inputs",
+            "dropped",
+            "reasons",
         )
+        left_out = sum(sum(kinds.values()) for kinds in prepared["dropped"].values())
+        encoder = base.is_encoder_decoder(self.folder / "model")
         return {
             "name": self.spec.name,
             "status": "finished",
@@ -474,7 +481,11 @@ class Job:
             "model_dir": str(self.folder / "model"),
             "report": str(self.folder / "report.html"),
             "model": self.spec.model.model_dump(exclude_none=True),
-            "stream": {key: value for key, value in prepared.items() if key not in dropped},
+            "model_class": "AutoModelForSeq2SeqLM" if encoder else "AutoModelForCausalLM",
+            "stream": {
+                **{key: value for key, value in prepared.items() if key not in dropped},
+                "not_trained_on": left_out,
+            },
             "train": {key: value for key, value in trained.items() if key not in dropped},
             "task": tasks,
             "probes": probes,

@@ -170,7 +170,10 @@ class DataSpec(Strict):
     """From rows to packs."""
 
     max_length: int = Field(1024, ge=16, description="tokens in a pack, a whole number of 16 or more")
-    packing: bool = Field(True, description="true or false: several instructions in one pack, isolated")
+    packing: bool = Field(
+        True,
+        description="true or false: several instructions in one pack, isolated; never for encoder–decoders",
+    )
     split: Split = Field(default=Split(), description="train, validation and test, each a share or a count")
     balanced: bool = Field(False, description="true or false: as many examples of every label")
     deduplicate: Literal["exact", "near"] = Field(

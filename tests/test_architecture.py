@@ -49,6 +49,7 @@ PURE = [
     "ift.data.stream",
     "ift.data.tokenize",
     "ift.data.tokens",
+    "ift.data.wording",
     "ift.tasks",
     "ift.prompts",
 ]

@@ -128,6 +128,7 @@ def test_the_ui_says_where_it_looked(tmp_path: Path) -> None:
     assert f"no tracking database at {tmp_path / 'mlflow.db'}" in message
 
 
+@pytest.mark.slow
 def test_inspect_marks_what_is_supervised(tmp_path: Path, tiny_model: Path) -> None:
     write_spec(tmp_path, tiny_model)
     result = run(tmp_path, "inspect", "spec.yaml", "--count", "1", COLUMNS="140")
@@ -136,6 +137,7 @@ def test_inspect_marks_what_is_supervised(tmp_path: Path, tiny_model: Path) -> N
     assert "films" in result.stdout
 
 
+@pytest.mark.slow
 def test_chat_answers_each_line(tmp_path: Path, tiny_model: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "ift.cli", "chat", str(tiny_model), "--max-new-tokens", "4"],

@@ -121,6 +121,7 @@ def gather(
                 balanced=balanced,
                 alone=alone and task.name not in selection.replayed,
                 seed=seed,
+                keep_near=deduplicate != "near",
                 notes=gathered.notes,
             )
         except IftError as fault:
@@ -182,6 +183,7 @@ class _Parts:
         balanced: bool,
         alone: bool,
         seed: int,
+        keep_near: bool,
         notes: list[str],
     ) -> "_Parts":
         """A split that the source brings is used whole, or up to the count asked for; the others are cut from `train`.
@@ -207,7 +209,8 @@ class _Parts:
             train = 0
         elif not alone and train is not None and train > len(pool) - sum(map(int, cut.values())):
             train = None
-        near = _near(task, examples, notes)
+        needed = any(cut.values()) or not keep_near
+        near = _near(task, examples, notes) if needed else np.arange(len(examples))
         groups = duplicates.groups(near.astype(np.uint64)[:, None] + np.uint64(1), [examples.groups])
         labels = examples.lookup.labels if balanced and task.kind == "classification" else None
         try:
@@ -335,7 +338,11 @@ def _decontaminate(
 ) -> None:
     """Leave out of training what a test set or a probe of this run holds, whatever task it is in."""
     selection = gathered.selection
-    tests = {name: part for name, part in parts.items() if name not in selection.replayed}
+    tests = {
+        name: part
+        for name, part in parts.items()
+        if name not in selection.replayed and len(part.apart["test"])
+    }
     asked = _Asked.of(
         [
             *((_test_set(name), part.examples.contents[part.apart["test"]]) for name, part in tests.items()),
@@ -393,6 +400,8 @@ def _shared(
     part: _Parts, tested: contamination.Tested, cache: Path, counting: Progress | None
 ) -> list[tuple[int, str]]:
     """The places in `part.seen` that share n words in a row with a test set, and which words. Kept in the cache."""
+    if not tested.names:
+        return []
     examples, places = part.examples, np.sort(part.seen)
     seen = hashlib.sha256(places.tobytes()).hexdigest()
     folder = caches.address(

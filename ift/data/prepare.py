@@ -16,6 +16,7 @@ words, `pack.py` what stands together. Here Ray Data does the work on every node
 and tokenize what the cache lacks, and its tasks write the shards. What is in memory here is a few numbers a document.
 """
 
+import gc
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,17 +30,7 @@ from numpy.typing import NDArray
 from ift import storage
 from ift.data import account, stream, tokens
 from ift.data import cache as caches
-from ift.data.draws import (
-    Draws,
-    Limits,
-    Requests,
-    Words,
-    planned,
-    repeats,
-    train_requests,
-    validation_requests,
-    worded,
-)
+from ift.data.draws import Draws, Requests, planned, repeats, train_requests, validation_requests
 from ift.data.examples import Lookup
 from ift.data.gather import Gathered
 from ift.data.items import items_of
@@ -47,6 +38,7 @@ from ift.data.layout import Documents, Layout, Packs, documents_of, shards, writ
 from ift.data.quarantine import Quarantine, Tally
 from ift.data.sources import Progress
 from ift.data.tokens import Tokens
+from ift.data.wording import Limits, Words, worded
 from ift.errors import IftError
 from ift.prompts.chat import Tokenizer
 from ift.tasks.probes import Probe
@@ -236,6 +228,7 @@ def _tokenizer(model_dir: str) -> Tokenizer:
     model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if hasattr(model, "_resize_cache"):  # words it remembers; with its usual 10,000 it is a third slower
         model._resize_cache(1 << 18)
+    gc.freeze()  # what the libraries hold stays: looking through it again and again took a tenth of the time
     return tokenizer
 
 

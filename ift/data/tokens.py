@@ -30,8 +30,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ift.data import cache as caches
-from ift.data.draws import Made, Requests
+from ift.data.draws import Requests
 from ift.data.tokenize import Document
+from ift.data.wording import Made
 
 SCHEMA = pa.schema(
     [

@@ -205,7 +205,7 @@ class Task(Strict):
     license: str = Field(description="the licence of the data; `unstated` if its authors state none")
     language: str = Field("en", description="a language code such as en")
     shadows: bool = Field(False, description="true or false: stands in for the library task of the same name")
-    source: Source = Field(description="a mapping: hub, package or files")
+    source: Source = Field(description="a mapping: hub, package, mlflow or files")
     hook: str | None = Field(
         None, pattern=r"^[^:]+\.py:[A-Za-z_]\w*$", description="FILE.py:FUNCTION, beside the task's file"
     )
@@ -440,6 +440,8 @@ class Task(Strict):
             return {f"hub:{source.hub.id.lower()}/{source.hub.config or 'default'}"}
         if source.package:
             return {f"package:{source.package}"}
+        if source.mlflow:
+            return {f"mlflow:{source.mlflow.model_dump_json()}"}
         named = [source.files] if isinstance(source.files, str) else list((source.files or {}).values())
         found: set[str] = set()
         for name in named:

@@ -203,18 +203,19 @@ def _load(summary: Mapping[str, Any]) -> str:
     name, version = found.get("model_name") or summary.get("name", "model"), found.get("model_version")
     source = f"models:/{name}/{version}" if version else f"models:/{name}@candidate"
     uri = found.get("tracking_uri")
+    kind = summary.get("model_class") or "AutoModelForCausalLM"
     return "\n".join(
         [
             "## How to load it",
             "",
             "```python",
             "import mlflow",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"from transformers import {kind}, AutoTokenizer",
             "",
             *([f"mlflow.set_tracking_uri({without_secrets(uri)!r})"] if uri else []),
             f"folder = mlflow.artifacts.download_artifacts({source!r})",
             "tokenizer = AutoTokenizer.from_pretrained(folder)",
-            "model = AutoModelForCausalLM.from_pretrained(folder)",
+            f"model = {kind}.from_pretrained(folder)",
             "```",
         ]
     )

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from ift.data import draws as drawing
 from ift.data import mixture
-from ift.data.draws import Draws, Limits, Made, Request, Requests, Words
+from ift.data.draws import Draws, Request, Requests
 from ift.data.examples import Pool, examples_of
 from ift.data.gather import Gathered
 from ift.data.items import items_of
 from ift.data.mixture import Leaf, Mix
 from ift.data.selection import Selection
 from ift.data.split import set_apart
+from ift.data.wording import Limits, Made, Words, worded
 from ift.prompts import options
 from ift.tasks.task import Task, of_values
 
@@ -220,7 +221,7 @@ def made(
     pairs = []
     for some in drawing.train_requests(gathered, counts, draws, seed=seed, epoch=0):
         words, lookup = Words.of(gathered.tasks[some.task]), gathered.examples[some.task].lookup
-        found = drawing.worded(tokenizer, words, some, lookup, limits)
+        found = worded(tokenizer, words, some, lookup, limits)
         pairs += [(request, one) for request, ones in zip(some, found, strict=True) for one in ones]
     return pairs
 
@@ -386,7 +387,7 @@ def test_validation_asks_only_for_the_answer(tmp_path: Path, tiny_tokenizer: Any
     seen = {
         (some.split, one.template)
         for some in requests
-        for [one] in drawing.worded(tiny_tokenizer, words, some, lookup, Limits(128))
+        for [one] in worded(tiny_tokenizer, words, some, lookup, Limits(128))
     }
     assert seen == {("train", t) for t in ("ask", "tell", "write")} | {
         ("validation", t) for t in ("ask", "tell")

@@ -24,6 +24,8 @@ from ift.data import sources
 from ift.errors import IftError
 from ift.tasks import task as tasks
 
+pytestmark = pytest.mark.slow  # each starts a hub of its own and the `datasets` library
+
 TOKEN = "hf_let_me_in"
 
 

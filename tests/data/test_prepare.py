@@ -28,10 +28,11 @@ from ift import cluster, storage
 from ift.data import cache as caches
 from ift.data import gather as gathering
 from ift.data import prepare, stream
-from ift.data.draws import Draws, Limits
+from ift.data.draws import Draws
 from ift.data.gather import Gathered
 from ift.data.selection import select
 from ift.data.stream import Pack, Stream
+from ift.data.wording import Limits
 from ift.errors import IftError
 from ift.spec import TaskRef
 from ift.tasks import probes

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ift.data import tokens
-from ift.data.draws import Made, Request, Requests
+from ift.data.draws import Request, Requests
 from ift.data.tokenize import Document
 from ift.data.tokens import Reader, Tokens, keys_of
+from ift.data.wording import Made
 
 
 @st.composite
