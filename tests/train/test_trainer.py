@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from documents import VOCABULARY, leaking_model, random_packs
 
-from ift.data.stream import Stream, write
+from ift.data.stream import Pack, Stream, write
 from ift.errors import IftError
 from ift.models import base
 from ift.train import trainer, worker
@@ -259,12 +259,27 @@ def test_a_loss_of_nan_is_refused_and_not_tried_again(ray_here: None, job: Job, 
 
 
 @pytest.mark.slow
-def test_ray_data_carries_the_packs_that_were_asked_for(ray_here: None, tmp_path: Path) -> None:
-    packs = random_packs(150, seed=3)  # more than two row groups
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
+def test_ray_data_carries_each_ranks_packs_from_any_step_on(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    monkeypatch.setattr(worker, "_BLOCKS", 3)  # several reads in a task of Ray
+    packs = random_packs(150, seed=3)  # more than two row groups, the last step not whole
     write(tmp_path, packs)
-    asked = [149, 0, 64, 63, *range(1, 148, 5), 64]
-    assert list(worker.carried(tmp_path, asked, per_task=4)) == [packs[n] for n in asked]
-    assert list(worker.carried(tmp_path, [])) == []
+    for first in (0, 7) if world == 2 else (4,):
+        seen: dict[int, list[Pack]] = {}
+        for rank in range(min(world, 3)):
+            part = worker.Part(global_batch=11, packs=len(packs), rank=rank, world=world, micro_batch=2)
+            steps = range(first, 14)
+            carried = worker.carried(tmp_path, part, steps)
+            for step in steps:
+                for micro in part.of(step):
+                    seen.setdefault(step, []).extend(found := [next(carried) for _ in micro])
+                    assert found == [packs[number] for number in micro]
+            assert next(carried, None) is None
+        if world <= 3:
+            assert all(len(seen[step]) == min(11, len(packs) - 11 * step) for step in seen)
+    assert list(worker.carried(tmp_path, part, range(0))) == []
 
 
 def explained(*causes: BaseException | str) -> IftError:
