@@ -24,7 +24,7 @@ quickstart: $(INSTALLED) ## Fine-tune a small real model on film reviews, and se
 
 .PHONY: test
 test: $(INSTALLED) ## All tests, and the ten slowest
-	@exec $(BIN)/python -m pytest --durations=10 $(ARGS)
+	@exec $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(INSTALLED) ## The tests without Ray and without the real model

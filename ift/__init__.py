@@ -16,7 +16,7 @@
     console.py     what people see on the terminal
     memory.py      the peak of a run's memory
     inspection.py  `ift inspect SPEC`;  looking.py  `ift inspect RUN`
-    listing.py     `ift tasks`, `ift templates`;  chatting.py  `ift chat`
+    listing.py     `ift tasks`, `ift templates`;  chatting.py  `ift chat`;  merging.py  `ift merge`
 
 Arrows run downwards only; tests/test_architecture.py states the rules.
 """

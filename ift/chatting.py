@@ -15,7 +15,7 @@ from ift.prompts.chat import Tokenizer, close_source, encode_history, encode_pro
 def talk(source: str, *, max_new_tokens: int) -> None:
     """Read questions, print answers (greedy). Raises `IftError` where there is no such model."""
     run = Path(source)
-    folder = run / "model" if (run / "model" / "config.json").is_file() else None
+    folder = run / "model" if base.is_model(run / "model") else None
     folder = folder or base.resolve(source, cache=storage.cache_dir())
     import torch
     from transformers import TextStreamer

@@ -2,7 +2,9 @@
 
     ift run jobs/quickstart.yaml train.epochs=2
     ift inspect jobs/quickstart.yaml
+    ift plan jobs/quickstart.yaml
     ift chat runs/quickstart
+    ift merge runs/adapter merged
     ift ui
 
 Imports stand inside the functions: `ift --help` loads nothing that trains.
@@ -86,6 +88,48 @@ def prepare(spec: Path, overrides: Sequence[str], output: Path | None) -> None:
         pipeline.prepare(loaded, folder, terminal)
 
 
+@cli.command(short_help="Show what will fit, and what is chosen.")
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("overrides", metavar="[KEY=VALUE]…", nargs=-1)
+@click.option("--gpus", type=click.IntRange(min=0), metavar="N", help="Plan for so many GPUs in all.")
+@click.option("--gpu-memory", type=click.FloatRange(min=1), metavar="GIB", help="Of each of them.")
+@click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="On so many nodes.")
+@click.option("--host-memory", type=click.FloatRange(min=1), metavar="GIB", help="Of each node.")
+@click.option("--output", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME]")
+@click.option("--probe", is_flag=True, help="Time a step of the chosen kind, with random weights.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+def plan(
+    spec: Path,
+    overrides: Sequence[str],
+    gpus: int | None,
+    gpu_memory: float | None,
+    nodes: int | None,
+    host_memory: float | None,
+    output: Path | None,
+    probe: bool,
+    as_json: bool,
+) -> None:
+    """Show what will fit: memory and time of every way to train the model of SPEC, and the choice that a run takes.
+
+    From the model's config alone. The machine is the cluster of the spec, else this one, unless the options
+    describe another.
+    """
+    from ift import planning
+    from ift import spec as specs
+
+    loaded = specs.load(spec, overrides)
+    planning.show(
+        loaded,
+        (output or Path("runs") / loaded.name).absolute(),
+        gpus=gpus,
+        gpu_memory=gpu_memory,
+        nodes=nodes,
+        host_memory=host_memory,
+        as_json=as_json,
+        probe=probe,
+    )
+
+
 @cli.command(short_help="Show what a model will see, or saw.")
 @click.argument("target", metavar="SPEC_OR_RUN", type=click.Path(path_type=Path))
 @click.argument("overrides", metavar="[KEY=VALUE]…", nargs=-1)
@@ -143,6 +187,23 @@ def chat(model: str, max_new_tokens: int) -> None:
     from ift import chatting
 
     chatting.talk(model, max_new_tokens=max_new_tokens)
+
+
+@cli.command(short_help="Make an ordinary model out of an adapter.")
+@click.argument("adapter", metavar="RUN_OR_ADAPTER")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16"]), help="How it is written.  [default: as its base]"
+)
+def merge(adapter: str, output: Path, dtype: str | None) -> None:
+    """Add an adapter to the weights of its base and write an ordinary model folder to OUTPUT.
+
+    RUN_OR_ADAPTER is a run's folder, an adapter's, or its id on the hub. The model counts once its logits were
+    compared with the adapter's.
+    """
+    from ift import merging
+
+    merging.merge(adapter, output, dtype=dtype)
 
 
 @cli.command(short_help="Open MLflow's pages.")

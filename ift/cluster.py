@@ -36,6 +36,8 @@ def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # ift.train.trainer looks itself
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a process more, and nobody's business
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # Ray has a process a core for it
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_gpu() else "cpu")
     import ray
@@ -83,8 +85,12 @@ def _has_gpu() -> bool:
     return os.path.exists("/dev/nvidiactl")
 
 
-def workers_of(asked: int | str, resources: Resources, global_batch: int) -> int:
-    """`auto` is one worker a GPU, or two on a machine without; never more than packs in a global batch."""
-    if asked != "auto":
-        return int(asked)
-    return min(resources.gpus or 2, global_batch)
+def workers_of(
+    asked: str | int | tuple[int, int], resources: Resources, global_batch: int
+) -> tuple[int, int]:
+    """The fewest and the most workers. `auto` is one a GPU, or two on a machine without; never more than packs in a
+    global batch."""
+    if isinstance(asked, tuple):
+        return asked
+    workers = min(resources.gpus or 2, global_batch) if asked == "auto" else int(asked)
+    return workers, workers

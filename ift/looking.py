@@ -77,7 +77,6 @@ class Run:
     folder: Path
     spec: Spec
     prepared: Mapping[str, Any]
-    trained: Mapping[str, Any] | None  # the manifest of the whole training
 
     @property
     def batch(self) -> int:
@@ -87,35 +86,33 @@ class Run:
     def steps(self) -> int:
         return -(-int(self.prepared["packs"]) // self.batch)
 
-    def metrics(self) -> Iterator[Row]:
-        """What was measured in each step so far. A run that is training may have written half of the last line."""
-        path = self.folder / "metrics.jsonl"
-        if path.is_file():
-            with path.open(encoding="utf-8") as lines:
-                yield from (json.loads(line) for line in lines if line.endswith("\n"))
+    def metrics(self) -> list[Row]:
+        """What was measured in each step so far."""
+        return storage.read_jsonl(self.folder / "metrics.jsonl")
 
     def steps_trained(self) -> int:
         return max((int(row["step"]) for row in self.metrics()), default=0)
 
     def ranks(self, step: int) -> dict[int, int]:
-        """Which worker read each pack of a step; empty where that is not known.
+        """Which worker read each pack of a step; empty where the step has not been trained.
 
-        The manifest names the workers of the last start alone: earlier steps may have had more or fewer.
+        After a restart a step may have come again, on more or fewer workers: the last start before it counts.
         """
-        if not self.trained or step <= self.trained["resumed_at_step"]:
+        starts = [e for e in storage.read_jsonl(self.folder / "events.jsonl") if e["kind"] == "start"]
+        worlds = [start["world"] for start in starts if start["step"] < step]
+        if not worlds or step > self.steps_trained():
             return {}
         from ift.train.loop import ranks_packs
 
-        workers, packs = self.trained["workers"], self.prepared["packs"]
         return {
             pack: rank
-            for rank in range(workers)
+            for rank in range(worlds[-1])
             for micro_batch in ranks_packs(
                 step - 1,
                 global_batch=self.batch,
-                packs=packs,
+                packs=self.prepared["packs"],
                 rank=rank,
-                world=workers,
+                world=worlds[-1],
                 micro_batch=self.batch,
             )
             for pack in micro_batch
@@ -136,7 +133,7 @@ def open_run(folder: Path) -> Run:
             f"{folder} is not prepared: it has no prepare/manifest.json",
             hint=f"`ift prepare {spec} --output {folder}` writes the stream",
         )
-    return Run(folder, specs.load(spec), prepared, storage.read_json(folder / "train" / "manifest.json"))
+    return Run(folder, specs.load(spec), prepared)
 
 
 def look(
@@ -296,7 +293,7 @@ def document_rows(packs: Mapping[int, Pack], tokenizer: Tokenizer) -> Iterator[R
 
 def tokenizer_of(run: Run) -> Tokenizer:
     """The tokenizer that wrote the stream: the tuned model has it too, and asks neither a network nor a cache."""
-    if (run.folder / "model" / "config.json").is_file():
+    if base.is_model(run.folder / "model"):
         return base.load_tokenizer(run.folder / "model")
     model = run.spec.model
     folder = base.resolve(

@@ -21,8 +21,10 @@ import os
 import platform
 import shutil
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,17 @@ from ift import spec as specs
 from ift.console import Stage, Terminal
 from ift.errors import IftError
 from ift.memory import PeakMemory
+from ift.models.adapters import Adapter
 from ift.spec import Spec
 
 STAGES = ("prepare", "baseline", "train", "evaluate", "register")
 Manifest = dict[str, Any]
+_CHOSEN = (
+    "zero_stage",
+    "offload",
+    "activation_checkpointing",
+    "micro_batch",
+)  # of a plan's choice, and of a job
 
 
 def run(spec: Spec, folder: Path, terminal: Terminal) -> Manifest:
@@ -62,6 +71,7 @@ def run(spec: Spec, folder: Path, terminal: Terminal) -> Manifest:
         if not all(_done(folder, stage) for stage in STAGES[:-1]):
             with cluster.connect(spec.cluster.address, workers=job.workers_asked) as resources:
                 job.prepare(ready, resources)
+                job.plan(resources)
                 job.baseline(resources)
                 job.train(resources)
                 job.evaluate(resources)
@@ -152,7 +162,7 @@ class Job:
     @property
     def workers_asked(self) -> int | None:
         asked = self.spec.cluster.workers
-        return None if asked == "auto" else int(asked)
+        return None if asked == "auto" else asked if isinstance(asked, int) else asked[1]
 
     def _model(self) -> Path:
         from ift.models import base
@@ -167,6 +177,12 @@ class Job:
                 progress=_megabytes(stage),
                 notify=stage.status,
             )
+            if base.is_adapter(folder):
+                raise IftError(
+                    f"the model source {model.source} is an adapter",
+                    wanted="an ordinary model",
+                    hint=f"`ift merge {model.source} FOLDER` makes one of it and its base",
+                )
             self.parameters = base.parameter_count(folder)
             stage.result(f"{self.parameters / 1e6:,.1f} M parameters in {folder}")
         return folder
@@ -174,15 +190,30 @@ class Job:
     def gather(self) -> Any:
         """Rows read and split, room on disk: what can be refused before a cluster starts."""
         from ift.data.gather import gather
+        from ift.models import adapters
         from ift.train import checkpoint
 
         spec = self.spec
         if not _done(self.folder, "train"):
-            # two checkpoints while one replaces the other, one on its way, the export, MLflow's copy of it
+            # the export and MLflow's copy of it; the checkpoints that are kept, the best, and one on its way
+            checkpoints = (
+                spec.train.keep_checkpoints + bool(spec.train.best_by) + 1
+            ) * checkpoint.bytes_needed(self.parameters)
+            elsewhere = spec.cluster.storage is not None or spec.train.method == "lora"
             storage.require_room(
                 self.folder,
-                3 * checkpoint.bytes_needed(self.parameters) + 8 * self.parameters,
+                8 * self.parameters + (0 if elsewhere else checkpoints),
                 "training, with its checkpoints and the exported model,",
+            )
+            if spec.train.method == "lora":
+                asked = spec.train.zero_stage
+                adapters.check(self._adapter(), zero_stage=0 if asked == "auto" else asked)
+                adapters.check_targets(self._adapter(), self.model_dir)
+        if spec.train.best_by and not spec.data.split.validation:
+            raise IftError(
+                f"`train.best_by` is {spec.train.best_by}, and `data.split.validation` is 0",
+                wanted="validation examples to tell the best weights by",
+                hint="give data.split.validation a share or a count, or leave train.best_by out",
             )
         if _done(self.folder, "prepare"):
             return None
@@ -258,6 +289,8 @@ class Job:
         )
 
     def train(self, resources: cluster.Resources) -> None:
+        from ift.train import checkpoint
+
         self._stage(
             "train",
             lambda stage: self._train(resources, stage),
@@ -267,7 +300,7 @@ class Job:
             ),
         )
         # the model is exported and the manifest written: nothing will go on from here any more
-        shutil.rmtree(self.folder / "train" / "checkpoints", ignore_errors=True)
+        checkpoint.remove(self._checkpoints())
 
     def evaluate(self, resources: cluster.Resources) -> None:
         self._stage(
@@ -314,10 +347,7 @@ class Job:
         path = self.folder / name / "predictions.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(predictions), path)
-        scores: dict[str, list[float]] = {}
-        for prediction in predictions:
-            scores.setdefault(prediction["name"], []).append(prediction["score"])
-        means = {key: sum(values) / len(values) for key, values in scores.items()}
+        means = _means(predictions)
         self.tracker.log_metrics({f"{name}/{key}": value for key, value in means.items()})
         return {"scores": means, "items": len(items)}
 
@@ -330,71 +360,205 @@ class Job:
         import ray
 
         from ift.models import base
-        from ift.train import trainer, worker
+        from ift.train import trainer
         from ift.train.follower import Follower
 
-        spec, prepared = self.spec, _done(self.folder, "prepare") or {}
-        workers = cluster.workers_of(spec.cluster.workers, resources, spec.train.global_batch)
-        export = self.folder / "train" / "export"
-        scratch = self.folder / "train" / "scratch"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        job = worker.Job(
-            model_dir=self.model_dir,
-            stream_dir=self.folder / "prepare" / "stream",
-            validation_dir=self.folder / "prepare" / "validation",
-            export_dir=export,
-            packs=prepared["packs"],
-            validation_packs=prepared["validation"]["packs"],
-            epoch_ends=tuple(prepared["epoch_ends"]),
-            global_batch=spec.train.global_batch,
-            micro_batch=spec.train.micro_batch,
-            learning_rate=spec.train.learning_rate,
-            schedule=spec.train.schedule,
-            warmup=spec.train.warmup,
-            weight_decay=spec.train.weight_decay,
-            max_grad_norm=spec.train.max_grad_norm,
-            zero_stage=spec.train.zero_stage,
-            precision=self._precision(resources)[0],
-            checkpoint_steps=spec.train.checkpoint_steps,
-            seed=spec.seed,
-            threads=max(1, (os.cpu_count() or 1) // workers) if resources.nodes == 1 else 0,
-            scratch=scratch if resources.nodes == 1 else None,
-        )
+        spec, folder = self.spec, self.folder / "train"
+        fewest, most = cluster.workers_of(spec.cluster.workers, resources, spec.train.global_batch)
+        for left in ("scratch", "candidates"):
+            shutil.rmtree(folder / left, ignore_errors=True)
+        job = self._training_job(resources, most)
         follower = Follower(self.folder, steps=job.steps, stage=stage, wake=self.tracker.wake)
-        stage.status(f"starting {workers} workers")
+        stage.status(f"starting {most} workers")
         result = trainer.fit(
             job,
-            workers=workers,
+            fewest=fewest,
+            most=most,
             gpus=resources.gpus,
-            storage=self.folder / "train",
+            scratch=folder / "scratch",
             max_failures=spec.train.max_failures,
+            hang_timeout_s=spec.train.hang_timeout_s,
             on_event=follower,
+            smaller=lambda job: self._smaller(job, resources),
+            score=lambda model: self._validation_score(model, spare_gpu=resources.gpus > most),
         )
         stage.status("reloading the exported model")
         verify = ray.remote(num_cpus=1)(base.verify)
-        verified = ray.get(verify.remote(export, result["ids"], result["logits"], dtype=result["dtype"]))
+        verified = ray.get(
+            verify.remote(job.export_dir, result["ids"], result["logits"], dtype=result["dtype"])
+        )
         target = self.folder / "model"
         shutil.rmtree(target, ignore_errors=True)
-        os.replace(export, target)
-        shutil.rmtree(scratch, ignore_errors=True)
+        os.replace(job.export_dir, target)
+        for left in ("scratch", "candidates"):
+            shutil.rmtree(folder / left, ignore_errors=True)
+        chosen = self._choice()  # memory may have been short for what it was at first
         gpu = {"gpu_peak_memory_gib": result["peak_gpu_bytes"] / storage.GIB} if resources.gpus else {}
         return {
             **follower.totals(),
             "parameters": verified["parameters"],
-            "method": spec.train.method,
-            "zero_stage": spec.train.zero_stage,
+            "method": "lora" if chosen["adapter"] else "full",
+            **({"adapter": asdict(chosen["adapter"])} if chosen["adapter"] else {}),
+            **{key: chosen[key] for key in _CHOSEN},
             "precision": job.precision,
+            "attention": result["attention"],
             "workers": result["world"],
+            "planned_memory_gib": self._planned_bytes() / storage.GIB,
             "worker_peak_memory_gib": result["peak_memory_bytes"] / storage.GIB,
             **gpu,
             "resumed_at_step": result["resumed_at"],
+            "stopped_early": result["steps"] < job.steps,
+            "best_step": result["best_step"],
             "reload_error": verified["relative_error"],
         }
+
+    def _training_job(self, resources: cluster.Resources, workers: int) -> Any:
+        """The spec's values, the plan's choice and what was prepared, as the workers take them."""
+        from ift.train.job import Job as TrainingJob
+
+        spec, train, prepared = self.spec, self.spec.train, _done(self.folder, "prepare") or {}
+        return TrainingJob(
+            model_dir=self.model_dir,
+            stream_dir=self.folder / "prepare" / "stream",
+            validation_dir=self.folder / "prepare" / "validation",
+            packs=prepared["packs"],
+            validation_packs=prepared["validation"]["packs"],
+            epoch_ends=tuple(prepared["epoch_ends"]),
+            export_dir=self.folder / "train" / "export",
+            checkpoints=self._checkpoints(),
+            candidates_dir=self.folder / "train" / "candidates",
+            global_batch=train.global_batch,
+            learning_rate=train.learning_rate,
+            schedule=train.schedule,
+            warmup=train.warmup,
+            weight_decay=train.weight_decay,
+            max_grad_norm=train.max_grad_norm,
+            seed=spec.seed,
+            precision=self._precision(resources)[0],
+            threads=max(1, (os.cpu_count() or 1) // workers) if resources.nodes == 1 else 0,
+            nvme=Path(train.nvme) if train.nvme else None,
+            attention=train.attention,
+            liger=train.liger,
+            label_smoothing=train.label_smoothing,
+            neftune_alpha=train.neftune_alpha,
+            loss_weights={
+                name: self.selection.loss_weights.get(name, 1.0) for name in self.selection.trained
+            },
+            validate_steps=train.validate_steps,
+            best_by=train.best_by,
+            patience=train.patience,
+            checkpoint_steps=train.checkpoint_steps,
+            checkpoint_minutes=train.checkpoint_minutes,
+            keep_checkpoints=train.keep_checkpoints,
+            lineage={"stream": prepared["hash"], "global_batch": train.global_batch, "seed": spec.seed},
+            **self._choice(),
+        )
+
+    def _checkpoints(self) -> str:
+        """Where this run's checkpoints go: its folder, or a place of its own in `cluster.storage`."""
+        asked = self.spec.cluster.storage
+        if asked is None:
+            return str(self.folder / "train" / "checkpoints")
+        path = self.folder / "train" / "place.json"
+        place = storage.read_json(path)
+        if place is None:
+            place = {"name": f"{self.spec.name}-{uuid.uuid4().hex[:8]}"}
+            storage.write_json(path, place)
+        return f"{asked.rstrip('/')}/{place['name']}/checkpoints"
+
+    def _adapter(self) -> Adapter:
+        return Adapter(**self.spec.train.adapter.model_dump())
+
+    def plan(self, resources: cluster.Resources) -> None:
+        """Settle how to train, before anything costs time. A run that goes on keeps to what was settled."""
+        if _done(self.folder, "train") or self._planned():
+            return
+        from ift.models import plan as plans
+
+        with self.terminal.stage("plan") as stage:
+            found = self._plan(resources)
+            if found.choice is None:
+                raise plans.refusal(found)
+            if found.choice.method == "lora" and found.asked.method is None:
+                stage.note(found.why)
+            storage.write_json(self.folder / "train" / "plan.json", found.as_json())
+            stage.result(f"{found.choice}: {found.why}")
+
+    def _planned(self) -> Manifest | None:
+        return storage.read_json(self.folder / "train" / "plan.json")
+
+    def _plan(self, resources: cluster.Resources) -> Any:
+        from ift import planning
+
+        spec, train = self.spec, self.spec.train
+        workers = planning.workers_of(spec.cluster.workers, gpu=bool(resources.gpus))
+        machine = planning.this_machine if resources.nodes == 1 else planning.cluster_machine
+        sizes = planning.sizes_of(_done(self.folder, "prepare"), spec.data.max_length)
+        found, _ = planning.decide(
+            str(self.model_dir),
+            machine=machine(workers, train.global_batch),
+            length=sizes.length,
+            global_batch=train.global_batch,
+            supervised_share=sizes.share,
+            asked=planning.asked_of(train),
+            adapter=self._adapter(),
+            precision=self._precision(resources)[0],
+            attention=train.attention,
+            nvme=train.nvme is not None,
+        )
+        return found
+
+    def _choice(self) -> dict[str, Any]:
+        """What the plan settled, as the job's fields."""
+        choice = (self._planned() or {})["choice"]
+        adapter = self._adapter() if choice["method"] == "lora" else None
+        return {**{key: choice[key] for key in _CHOSEN}, "adapter": adapter}
+
+    def _planned_bytes(self) -> int:
+        """What the plan counts for a worker: of its GPU, or of its process where there is none."""
+        planned = self._planned() or {}
+        (found,) = (c for c in planned["considered"] if c["choice"] == planned["choice"])
+        return sum(found["memory"]["worker"].values())
+
+    def _smaller(self, job: Any, resources: cluster.Resources) -> tuple[Any, str] | None:
+        """The job as the plan would have it next where memory was short, and what it is in words."""
+        from ift.models import plan as plans
+        from ift.train import checkpoint
+
+        method = "lora" if job.adapter else "full"
+        found = self._plan(resources)
+        after = plans.Choice(method=method, **{key: getattr(job, key) for key in _CHOSEN})
+        choice = plans.next_choice(found, after=after)
+        if choice is None or (choice.method != method and checkpoint.latest(job.checkpoints)):
+            return None  # nothing less, or something that could not go on from the checkpoint
+        storage.write_json(self.folder / "train" / "plan.json", replace(found, choice=choice).as_json())
+        return replace(job, **self._choice()), str(choice)
+
+    def _validation_score(self, model_dir: Path, *, spare_gpu: bool) -> float:
+        """The mean over tasks of their metric on the validation items: what `train.best_by: metric` goes by.
+
+        While the workers train on: on a GPU that they leave, else on CPUs.
+        """
+        from ift.evaluate.evaluator import evaluate
+
+        items = storage.read_jsonl(self.folder / "prepare" / "validation_items.jsonl")
+        cores = os.cpu_count() or 1
+        predictions = evaluate(
+            model_dir,
+            items,
+            actors=1,
+            gpus=int(spare_gpu),
+            threads=max(1, cores // 2),
+            batch_tokens=self.spec.evaluate.batch_tokens,
+            dtype="bfloat16" if spare_gpu else "float32",
+        )
+        means = _means(predictions).values()
+        return sum(means) / len(means)
 
     def register(self) -> Manifest:
         """The gate, the card, MLflow, the report. Without MLflow the run is whole all the same."""
         from ift.evaluate import forgetting
+        from ift.models import adapters
         from ift.tracking import registry, report
 
         spec, summary = self.spec, self._summary()
@@ -406,7 +570,9 @@ class Job:
                 "model_name": spec.registered_name,
             }
             card = registry.describe({**summary, "mlflow": mlflow})
-            storage.write_text(self.folder / "model" / "README.md", registry.FRONT_MATTER + card)
+            storage.write_text(self.folder / "model" / "README.md", registry.front_matter(summary) + card)
+            if summary["train"]["method"] == "lora":
+                adapters.name_base(self.folder / "model", spec.model.source, spec.model.revision)
             storage.write_json(self.folder / "model" / "ift.json", summary)
             self.tracker.log_metrics(_numbers_of(summary))
             stage.status("uploading the model to MLflow")
@@ -505,6 +671,14 @@ class Job:
             "ift.gate": summary["gate"]["verdict"],
             "ift.run_fingerprint": f"{summary['stream']['hash']}/{summary['train']['finished']}",
         }
+
+
+def _means(predictions: list[Manifest]) -> dict[str, float]:
+    """The mean score of each task and probe."""
+    scores: dict[str, list[float]] = {}
+    for prediction in predictions:
+        scores.setdefault(prediction["name"], []).append(prediction["score"])
+    return {name: sum(values) / len(values) for name, values in scores.items()}
 
 
 def _few(names: list[str], count: int = 8) -> str:

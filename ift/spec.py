@@ -55,6 +55,9 @@ class TaskRef(Strict):
         (), description="with `name` or `file`: a list of ids of the templates to use; all if not given"
     )
     weight: float | None = Field(None, gt=0, description="a number above 0; 1 if not given")
+    loss_weight: float | None = Field(
+        None, gt=0, description="a number above 0: how much each supervised token counts; 1 if not given"
+    )
     tasks: tuple["TaskRef", ...] = Field((), description="with `mix`: a list of tasks or mixes")
     rule: Rule = Field("proportional", description=f"with `mix`: {_RULE}")
     cap: Count | None = Field(None, description="with `mix`: a whole number of 1 or more")
@@ -69,6 +72,8 @@ class TaskRef(Strict):
             raise ValueError("a task is given by one of `name`, `file`, `data`, `cluster` and `mix`")
         if self.mix is not None and not self.tasks:
             raise ValueError("a mix has `tasks`: a list of one or more")
+        if self.loss_weight is not None and self.mix is not None:
+            raise ValueError("`loss_weight` goes with a task, not with `mix`")
         if self.templates and not (self.name or self.file):
             raise ValueError("`templates` goes with `name` or `file`")
         if self.temperature != 1 and self.rule != "temperature":
@@ -208,14 +213,32 @@ class DataSpec(Strict):
         return value
 
 
-class TrainSpec(Strict):
-    """How the weights are moved."""
+class AdapterSpec(Strict):
+    """The small matrices that are trained instead of the weights, where `train.method` comes to `lora`."""
 
-    method: Literal["full"] = Field("full", description="full")
+    kind: Literal["lora", "rslora", "dora"] = Field("lora", description="lora, rslora or dora")
+    rank: Count = Field(16, description="a whole number of 1 or more")
+    alpha: float = Field(32.0, gt=0, description="a number above 0: the adapter counts alpha/rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="a share from 0 to below 1: of the adapter's inputs")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="all-linear, or a list of names of modules such as [q_proj, v_proj]"
+    )
+    quantize: Literal["none", "4bit"] = Field(
+        "none", description="none or 4bit: how the frozen weights are held (bitsandbytes)"
+    )
+
+
+class TrainSpec(Strict):
+    """How the weights are moved. What is `auto` the planner decides (`ift plan`)."""
+
+    method: Literal["auto", "full", "lora"] = Field(
+        "auto", description="auto (full where it fits, else lora), full or lora"
+    )
+    adapter: AdapterSpec = Field(default=AdapterSpec(), description="a mapping: kind, rank, alpha, …")
     epochs: Count = Field(1, description="a whole number of 1 or more: passes over the data")
     global_batch: Count = Field(8, description="a whole number of 1 or more: packs in one optimizer step")
-    micro_batch: Count = Field(
-        1, description="a whole number of 1 or more: packs in one forward pass of a worker"
+    micro_batch: Literal["auto"] | Count = Field(
+        "auto", description="auto or a whole number of 1 or more: packs in one forward pass of a worker"
     )
     learning_rate: float = Field(1e-5, gt=0, lt=1, description="a number between 0 and 1, such as 1.0e-5")
     schedule: Literal["cosine", "linear", "constant"] = Field(
@@ -224,19 +247,71 @@ class TrainSpec(Strict):
     warmup: Share = Field(0.05, description="a share from 0 to 1: steps during which the learning rate rises")
     weight_decay: float = Field(0.0, ge=0, description="a number of 0 or more; norms and biases are spared")
     max_grad_norm: float = Field(1.0, ge=0, description="a number of 0 or more; 0 turns clipping off")
-    zero_stage: Literal[0, 1, 2, 3] = Field(
-        2, description="0, 1, 2 or 3: what DeepSpeed shards over the workers"
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="a share from 0 to below 1: of each target, spread over the vocabulary"
+    )
+    neftune_alpha: float = Field(
+        0.0,
+        ge=0,
+        description="a number of 0 or more: noise on the embeddings while training; 5 is usual, 0 is none",
+    )
+    zero_stage: Literal["auto", 0, 1, 2, 3] = Field(
+        "auto", description="auto, 0, 1, 2 or 3: what DeepSpeed shards over the workers"
+    )
+    offload: Literal["auto", "none", "optimizer", "parameters"] = Field(
+        "auto", description="auto, none, optimizer or parameters: what GPUs leave in the host's memory"
+    )
+    nvme: str | None = Field(
+        None, description="a folder on a fast disk of each node: what is offloaded goes there, not to memory"
+    )
+    activation_checkpointing: Literal["auto"] | bool = Field(
+        "auto", description="auto, true or false: compute activations again rather than keep them"
+    )
+    attention: Literal["auto", "packed", "varlen", "flash", "flex", "sdpa"] = Field(
+        "auto", description="auto, packed, varlen, flash, flex or sdpa: how packs are attended to"
+    )
+    liger: Literal["auto"] | bool = Field(
+        "auto",
+        description="auto, true or false: Liger's kernels, where they are installed and a GPU is there",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto (bf16 on GPUs, fp32 on CPU), fp32 or bf16"
+    )
+    validate_steps: Count | None = Field(
+        None,
+        description="a whole number of 1 or more: steps between validations; each epoch's end if not given",
+    )
+    best_by: Literal["loss", "metric"] | None = Field(
+        None,
+        description="loss or metric: the weights of the best validation are the result; the last if not given",
+    )
+    patience: Count | None = Field(
+        None, description="a whole number of 1 or more: validations without a better one before training ends"
     )
     checkpoint_steps: Count | None = Field(
         None,
         description="a whole number of 1 or more: steps between checkpoints; each epoch's end if not given",
     )
-    max_failures: int = Field(
-        1, ge=0, description="a whole number of 0 or more: restarts from the last checkpoint before giving up"
+    checkpoint_minutes: float | None = Field(
+        None, gt=0, description="a number above 0: minutes after which a checkpoint is due as well"
     )
+    keep_checkpoints: Count = Field(
+        2, description="a whole number of 1 or more: the last so many are kept, and the best"
+    )
+    max_failures: int = Field(
+        3,
+        ge=0,
+        description="a whole number of 0 or more: restarts without a new checkpoint between them before giving up",
+    )
+    hang_timeout_s: Count = Field(
+        1800, description="a whole number of 1 or more: seconds before a collective that hangs is given up"
+    )
+
+    @model_validator(mode="after")
+    def _patience_has_a_measure(self) -> "TrainSpec":
+        if self.patience and not self.best_by:
+            raise ValueError("`patience` goes with `best_by`")
+        return self
 
 
 class EvaluateSpec(Strict):
@@ -272,12 +347,26 @@ class TrackingSpec(Strict):
 class ClusterSpec(Strict):
     """Which machines."""
 
-    workers: Count | Literal["auto"] = Field(
-        "auto", description="auto (one a GPU; two on CPU) or a whole number of 1 or more"
+    workers: Literal["auto"] | Count | tuple[Count, Count] = Field(
+        "auto",
+        description="auto (one a GPU; two on CPU), a whole number of 1 or more, or [fewest, most]: goes on with "
+        "what is left",
     )
     address: str | None = Field(
         None, description="a Ray cluster's address; a local Ray is started if not given"
     )
+    storage: str | None = Field(
+        None,
+        description="a folder that all nodes see, or s3://bucket/prefix: where checkpoints go; the run's folder "
+        "if not given",
+    )
+
+    @field_validator("workers")
+    @classmethod
+    def _fewest_first(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and value[0] > value[1]:
+            raise ValueError(f"[{value[0]}, {value[1]}] has its larger number first")
+        return value
 
 
 class Spec(Strict):

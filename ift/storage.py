@@ -74,11 +74,22 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects in `path`, one a line; an empty list where there is no such file."""
+    """The objects in `path`, one a line; an empty list where there is no such file.
+
+    A last line without its end is left out: who wrote it was killed, or is still at it.
+    """
     if not path.exists():
         return []
     with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines if line.strip()]
+        return [json.loads(line) for line in lines if line.strip() and line.endswith("\n")]
+
+
+def drop_half_line(path: Path) -> None:
+    """Cut what a killed process left of the last line, so that more lines can follow."""
+    if path.exists():
+        whole = path.read_bytes()
+        if not whole.endswith(b"\n"):
+            os.truncate(path, whole.rfind(b"\n") + 1)
 
 
 def require_room(folder: Path, needed: int, what: str) -> None:

@@ -183,7 +183,8 @@ def _place(error: Any) -> tuple[str | int, ...]:
         if isinstance(part, int)
         or i == unknown
         or not (
-            part.startswith(("function-", "literal[", "constrained-", "list[", "is-")) or part in _TYPE_NAMES
+            part.startswith(("function-", "literal[", "constrained-", "list[", "tuple[", "is-"))
+            or part in _TYPE_NAMES
         )
     )
 

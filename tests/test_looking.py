@@ -165,9 +165,7 @@ def streams(draw: st.DrawFn) -> list[Pack]:
     return [pack(*of_pack, epoch=int(i >= turn)) for i, of_pack in enumerate(packs)]
 
 
-def a_run(
-    folder: Path, prepared: dict[str, Any], batch: int, trained: dict[str, Any] | None = None
-) -> looking.Run:
+def a_run(folder: Path, prepared: dict[str, Any], batch: int) -> looking.Run:
     spec = Spec.model_validate(
         {
             "name": "tiny",
@@ -176,7 +174,7 @@ def a_run(
             "train": {"global_batch": batch, "learning_rate": 1e-3},
         }
     )
-    return looking.Run(folder, spec, prepared, trained)
+    return looking.Run(folder, spec, prepared)
 
 
 @given(streams(), st.integers(1, 5))
@@ -266,10 +264,11 @@ def test_a_narrow_terminal_cuts_no_id_and_a_terminal_obeys_no_text(tmp_path: Pat
 
 # ── what training adds ──
 
+MEASURED = {"loss": 0.25, "lr": 1e-3, "grad_norm": 1.5, "seconds": 2.0}
+
 
 def test_what_was_measured_stands_beside_the_step(run: Path) -> None:
-    line = {"step": 2, "loss": 0.25, "lr": 1e-3, "grad_norm": 1.5, "seconds": 2.0}
-    lines = [{**line, "step": 1, "loss": 0.5}, line]
+    lines = [{**MEASURED, "step": 1, "loss": 0.5}, {**MEASURED, "step": 2}]
     (run / "metrics.jsonl").write_text(
         "".join(map(storage.json_line, lines)) + '{"step": 3, "lo'
     )  # as it is written
@@ -284,26 +283,33 @@ def test_what_was_measured_stands_beside_the_step(run: Path) -> None:
     ]
 
 
-@given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 2))
-def test_the_rank_is_that_of_the_worker_that_read_the_pack(workers: int, batch: int, resumed: int) -> None:
-    run = a_run(Path(), {"packs": 9}, batch, {"workers": workers, "resumed_at_step": resumed})
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 6), st.integers(1, 3), st.integers(0, 2))
+def test_the_rank_is_that_of_the_worker_that_read_the_pack(
+    tmp_path_factory: pytest.TempPathFactory, first: int, second: int, batch: int, lost: int, kept: int
+) -> None:
+    """A run of `first` workers that was lost behind step `lost`, and went on from `kept` with `second`."""
+    folder = tmp_path_factory.mktemp("run")
+    run = a_run(folder, {"packs": 9}, batch)
+    kept = min(kept, lost, run.steps - 1)
+    starts = [{"kind": "start", "step": 0, "world": first}, {"kind": "start", "step": kept, "world": second}]
+    storage.write_jsonl(folder / "events.jsonl", starts)
+    storage.write_jsonl(folder / "metrics.jsonl", [{"step": step} for step in range(1, run.steps + 1)])
     for step in range(1, run.steps + 1):
+        world = first if step <= kept else second
         ranks = run.ranks(step)
-        if step <= resumed:  # an earlier start trained it, with who knows how many workers
-            assert not ranks
-            continue
-        first = (step - 1) * batch
-        assert sorted(ranks) == list(range(first, min(first + batch, 9)))
-        for rank in range(workers):
-            read = ranks_packs(step - 1, global_batch=batch, packs=9, rank=rank, world=workers, micro_batch=1)
+        packs = range((step - 1) * batch, min(step * batch, 9))
+        assert sorted(ranks) == list(packs)
+        for rank in range(world):
+            read = ranks_packs(step - 1, global_batch=batch, packs=9, rank=rank, world=world, micro_batch=1)
             assert [p for p, r in sorted(ranks.items()) if r == rank] == [p for some in read for p in some]
 
 
 def test_the_rank_is_a_column_where_it_is_known(run: Path) -> None:
+    storage.write_jsonl(run / "events.jsonl", [{"kind": "start", "step": 0, "world": 2}])
     assert "rank" not in shown(run, step=1)
-    storage.write_json(run / "train" / "manifest.json", {"workers": 2, "resumed_at_step": 1})
-    assert "rank" not in shown(run, step=1)
-    assert "rank" in shown(run, step=2)
+    storage.write_jsonl(run / "metrics.jsonl", [{"step": 1, **MEASURED}])
+    assert "rank" in shown(run, step=1)
+    assert "rank" not in shown(run, step=2)
 
 
 # ── an example ──

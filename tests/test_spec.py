@@ -34,9 +34,11 @@ def refusal(folder: Path, text: str, *overrides: str) -> str:
     [
         (
             "train: {epoch: 2}\n",
-            "DIR/x.yaml:4: unknown key `train.epoch`\n  wanted: one of method, epochs, global_batch, micro_batch, "
-            "learning_rate, schedule, warmup, weight_decay, max_grad_norm, zero_stage, precision, "
-            "checkpoint_steps, max_failures\n  next:   did you mean `epochs`?",
+            "DIR/x.yaml:4: unknown key `train.epoch`\n  wanted: one of method, adapter, epochs, global_batch, "
+            "micro_batch, learning_rate, schedule, warmup, weight_decay, max_grad_norm, label_smoothing, "
+            "neftune_alpha, zero_stage, offload, nvme, activation_checkpointing, attention, liger, precision, "
+            "validate_steps, best_by, patience, checkpoint_steps, checkpoint_minutes, keep_checkpoints, "
+            "max_failures, hang_timeout_s\n  next:   did you mean `epochs`?",
         ),
         (
             "trian: {}\n",
@@ -68,7 +70,18 @@ def refusal(folder: Path, text: str, *overrides: str) -> str:
         (
             "cluster: {workers: some}\n",
             "DIR/x.yaml:4: `cluster.workers` is 'some'\n"
-            "  wanted: auto (one a GPU; two on CPU) or a whole number of 1 or more",
+            "  wanted: auto (one a GPU; two on CPU), a whole number of 1 or more, "
+            "or [fewest, most]: goes on with what is left",
+        ),
+        (
+            "cluster: {workers: [4, 2]}\n",
+            "DIR/x.yaml:4: `cluster.workers`: [4, 2] has its larger number first\n  wanted: auto (one a GPU; two "
+            "on CPU), a whole number of 1 or more, or [fewest, most]: goes on with what is left",
+        ),
+        (
+            "train: {patience: 2}\n",
+            "DIR/x.yaml:4: `train`: `patience` goes with `best_by`\n  wanted: a mapping: epochs, global_batch, "
+            "learning_rate, …",
         ),
         (
             "seed: -1\n",
@@ -105,7 +118,7 @@ def test_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "start"),
     [
-        ("train.epoch=2", "command line: unknown key `train.epoch`\n  wanted: one of method, epochs, "),
+        ("train.epoch=2", "command line: unknown key `train.epoch`\n  wanted: one of method, adapter, "),
         ("train.epochs=two", "command line: `train.epochs` is 'two'\n  wanted: a whole number of 1 or more"),
         ("train=3", "command line: `train` is 3\n  wanted: a mapping"),
         ("train={epochs: 0}", "command line: `train.epochs` is 0\n"),
@@ -170,7 +183,7 @@ def test_every_default_is_written_down(tmp_path: Path) -> None:
     for section, kind in Spec.model_fields.items():
         fields = getattr(kind.annotation, "model_fields", {})
         for name, field in fields.items():
-            if field.default is not None and name != "split":
+            if field.default is not None and name not in ("split", "adapter"):
                 assert f"{section}.{field.alias or name}" in written
 
 
@@ -244,6 +257,6 @@ def test_flatten() -> None:
 def test_defaults_are_what_the_user_left_out(tmp_path: Path) -> None:
     spec = load(tmp_path, HEAD + "train: {epochs: 1}\n", "train.zero_stage=1")
     filled = specs.defaults(spec)
-    assert filled["train.micro_batch"] == 1
+    assert filled["train.micro_batch"] == "auto"
     assert filled["seed"] == 17
     assert not {"name", "train.epochs", "train.zero_stage", "model.source"} & set(filled)

@@ -18,9 +18,14 @@ from ift.tasks.task import Example, Task
 
 
 def items_of(
-    gathered: Gathered, probes: Sequence[Probe], *, limit: int | None, options: float | None = None
+    gathered: Gathered,
+    probes: Sequence[Probe],
+    *,
+    limit: int | None,
+    options: float | None = None,
+    split: str = "test",
 ) -> tuple[list[dict[str, Any]], list[tuple[str, int, str]]]:
-    """The frozen items of the test splits and the probes, as plain values that `evaluate` understands.
+    """The frozen items of the test splits (or another `split`) and the probes, as `evaluate` understands them.
 
     With them the examples that could not be worded: task, place, reason. Answer options are shown as the
     templates say, unless training shows (`options` 1) or hides (0) them always.
@@ -34,7 +39,7 @@ def items_of(
         if name in selection.replayed:
             continue
         suite = "held_out" if name in selection.held_out else "task"
-        tested = gathered.splits[name]["test"][:limit]
+        tested = gathered.splits[name][split][:limit]
         for place, example in zip(tested.places.tolist(), tested, strict=True):
             try:
                 items += [{**item, "suite": suite} for item in _test_item(task, example, shown)]

@@ -6,6 +6,7 @@ Out: a folder with everything that the rest of the run reads:
     stream/          the packs to train on, every epoch, in order
     validation/      the packs whose loss is watched
     items.jsonl      the frozen test and probe items, the same before and after tuning
+    validation_items.jsonl  the like of the validation split, for the choice of the best checkpoint by a metric
     quarantine.jsonl bad rows: file, line, reason
     dropped.jsonl    good rows that are not trained on: duplicates, and what a test set or a probe holds
 
@@ -44,6 +45,7 @@ from ift.prompts.chat import Tokenizer
 from ift.tasks.probes import Probe
 
 _REASONS = 20  # that the manifest counts
+_VALIDATION_ITEMS = 100  # a task: answers are written for these in the middle of training
 _REQUESTS_A_BLOCK = 2000  # small enough that progress is seen, and that no block is large in memory
 _UNPACKED = ("data.packing is off: an encoder–decoder reads one instruction a row",)
 
@@ -85,6 +87,8 @@ def build(
     aside = _set_aside(folder / "quarantine.jsonl", gathered, documents, bad, test_limit)
     storage.write_jsonl(folder / "dropped.jsonl", account.dropped(gathered))
     storage.write_jsonl(folder / "items.jsonl", items)
+    held_out, _ = items_of(gathered, (), limit=_VALIDATION_ITEMS, options=draws.options, split="validation")
+    storage.write_jsonl(folder / "validation_items.jsonl", [i for i in held_out if i["suite"] == "task"])
 
     layout, trained = Layout(found), [d for d in documents if d.split == "train"]
     capacity = limits.max_length if packing and not limits.encoder_decoder else None

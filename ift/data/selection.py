@@ -28,13 +28,17 @@ REPLAY = "replay"  # the name of the mix that holds the replayed tasks
 
 @dataclass
 class Selection:
-    """`tasks` by name; `mix` over those trained on; `held_out` are evaluated only; `notes` say what was left out."""
+    """`tasks` by name; `mix` over those trained on; `held_out` are evaluated only; `notes` say what was left out.
+
+    `loss_weights` has the tasks whose supervised tokens do not count 1.
+    """
 
     tasks: dict[str, Task]
     mix: Mix
     replay: Mix | None = None
     held_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    loss_weights: dict[str, float] = field(default_factory=dict)
 
     @property
     def replayed(self) -> list[str]:
@@ -105,6 +109,8 @@ def _filled(mix: Mix, refs: Sequence[TaskRef], selection: Selection, catalogue: 
             if found.name in selection.tasks:
                 raise IftError(f"the task `{found.name}` stands in `tasks` twice", wanted="each task once")
             selection.tasks[found.name] = found
+            if ref.loss_weight is not None:
+                selection.loss_weights[found.name] = ref.loss_weight
             members.append(Leaf(found.name, ref.weight or 1.0))
     return replace(mix, members=tuple(members))
 

@@ -23,6 +23,7 @@ from ift import packages, storage
 from ift.errors import IftError
 
 Progress = Callable[[int, int | None], None]
+ADAPTER = "adapter_config.json"  # what a folder has that holds an adapter alone
 _WEIGHTS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
@@ -53,7 +54,7 @@ def resolve(
     path = Path(source).expanduser()
     if path.is_dir():
         return _checked_folder(path)
-    if path.is_absolute() or source.startswith(".") or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if not is_hub_id(source):
         near = sorted(p.name for p in path.parent.iterdir() if p.is_dir())[:5] if path.parent.is_dir() else []
         raise IftError(
             f"no model at {source}",
@@ -63,10 +64,25 @@ def resolve(
     return _from_hub(source, revision, notify)
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether `source` has the form organisation/model, and is no path."""
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) is not None
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether `folder` holds an adapter alone, whose base is elsewhere (adapters.py)."""
+    return (folder / ADAPTER).is_file()
+
+
+def is_model(folder: Path) -> bool:
+    """Whether `folder` is one that `load_model` loads: a model's own, or an adapter's."""
+    return (folder / "config.json").is_file() or is_adapter(folder)
+
+
 def _checked_folder(path: Path) -> Path:
-    if not (path / "config.json").is_file():
+    if not is_model(path):
         raise IftError(f"{path} has no config.json", wanted="a folder written by save_pretrained")
-    if not any(path.glob("*.safetensors")):
+    if not any(path.glob("adapter_model.safetensors" if is_adapter(path) else "*.safetensors")):
         raise IftError(
             f"{path} has no safetensors file",
             wanted="weights in safetensors; pickled weights can run code and are not loaded",
@@ -141,6 +157,10 @@ def load_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer, with a pad token for batches (padding is masked, so its identity never matters)."""
     from transformers import AutoTokenizer
 
+    if is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
+        from ift.models import adapters
+
+        folder = adapters.base_of(folder)  # saved by another program
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -151,25 +171,38 @@ def is_encoder_decoder(folder: Path) -> bool:
     """Whether the folder's model reads with an encoder and writes with a decoder (T5); else it is causal."""
     from transformers import AutoConfig
 
+    if is_adapter(folder):
+        from ift.models import adapters
+
+        return adapters.is_encoder_decoder(folder)
     return bool(AutoConfig.from_pretrained(folder, local_files_only=True).is_encoder_decoder)
 
 
-def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
-    """The folder's causal language model or encoder–decoder in eval mode, with sdpa attention.
+def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu", quantize: str = "none") -> Any:
+    """The folder's causal language model or encoder–decoder in eval mode, with plain attention.
 
-    Raises `IftError` where its weights are not all there.
+    An adapter comes on its base. With `quantize="4bit"` the weights are held in 4 bits; `dtype` computes.
+    Raises `IftError` where weights are not all there.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    from ift.models import adapters
+
+    if is_adapter(folder):
+        return adapters.load(folder, dtype=dtype, device=device)
     _quiet_transformers()
-    kind = AutoModelForSeq2SeqLM if is_encoder_decoder(folder) else AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    # sdpa, or eager where the model has none, whatever its config.json says
+    config._attn_implementation = None
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model, loaded = kind.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
-        attn_implementation="sdpa",
+        config=config,
         local_files_only=True,
         output_loading_info=True,
+        **(adapters.quantized(dtype, device) if quantize == "4bit" else {}),
     )
     if missing := sorted(loaded["missing_keys"]):
         raise IftError(
@@ -189,7 +222,7 @@ def _quiet_transformers() -> None:
 
 
 def parameter_count(folder: Path) -> int:
-    """Parameters of the model in `folder`, read from the headers of its safetensors files."""
+    """Parameters of the model in `folder`, or of the adapter alone, read from the headers of its safetensors files."""
     from math import prod
 
     from safetensors import safe_open

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ift.errors import IftError
+from ift.models import adapters
 from ift.tracking.run import mlflow_client, patience, reason, without_secrets
 
 if TYPE_CHECKING:
@@ -109,8 +110,16 @@ def _fit(text: str) -> str:
 
 # The card.
 
-# What a model card of the Hugging Face hub begins with.
-FRONT_MATTER = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [ift]\n---\n\n"
+
+def front_matter(summary: Mapping[str, Any]) -> str:
+    """What a model card of the Hugging Face hub begins with."""
+    if _is_adapter(summary):
+        return adapters.front_matter(summary["model"]["source"])
+    return "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [ift]\n---\n\n"
+
+
+def _is_adapter(summary: Mapping[str, Any]) -> bool:
+    return bool((summary.get("train") or {}).get("method") == "lora")
 
 
 def describe(summary: Mapping[str, Any]) -> str:
@@ -178,6 +187,7 @@ def _made(summary: Mapping[str, Any]) -> str:
         "revision": model.get("revision"),
         "SHA-256 of its archive": model.get("sha256"),
         "method": train.get("method"),
+        "adapter": _adapter(train.get("adapter") or {}),
         "trained parameters": train.get("parameters"),
         "steps": train.get("steps"),
         "workers": train.get("workers"),
@@ -193,6 +203,14 @@ def _made(summary: Mapping[str, Any]) -> str:
     return "## How it was made\n\n" + "\n".join(lines) if lines else ""
 
 
+def _adapter(adapter: Mapping[str, Any]) -> str | None:
+    if not adapter:
+        return None
+    targets = adapter["targets"] if isinstance(adapter["targets"], str) else ", ".join(adapter["targets"])
+    quantized = "" if adapter["quantize"] == "none" else f", on a base of {adapter['quantize']}"
+    return f"{adapter['kind']} of rank {adapter['rank']}, alpha {adapter['alpha']:g}, {targets}{quantized}"
+
+
 def _licences(licenses: Mapping[str, Any]) -> str:
     lines = [f"- {_cell(what)}: {_fact(terms)}" for what, terms in licenses.items()]
     return "## Data and licences\n\n" + "\n".join(lines) if lines else ""
@@ -204,13 +222,21 @@ def _load(summary: Mapping[str, Any]) -> str:
     source = f"models:/{name}/{version}" if version else f"models:/{name}@candidate"
     uri = found.get("tracking_uri")
     kind = summary.get("model_class") or "AutoModelForCausalLM"
-    return "\n".join(
+    imports, note = [f"from transformers import {kind}, AutoTokenizer"], ""
+    if _is_adapter(summary):
+        kind = kind.replace("Auto", "AutoPeft", 1)
+        imports = [f"from peft import {kind}", "from transformers import AutoTokenizer"]
+        note = (
+            "\n\nThis is an adapter; its base is where `adapter_config.json` says. "
+            "`ift merge FOLDER OUTPUT` makes an ordinary model of both, and fetches the base where it is not there."
+        )
+    lines = "\n".join(
         [
             "## How to load it",
             "",
             "```python",
             "import mlflow",
-            f"from transformers import {kind}, AutoTokenizer",
+            *imports,
             "",
             *([f"mlflow.set_tracking_uri({without_secrets(uri)!r})"] if uri else []),
             f"folder = mlflow.artifacts.download_artifacts({source!r})",
@@ -219,6 +245,7 @@ def _load(summary: Mapping[str, Any]) -> str:
             "```",
         ]
     )
+    return lines + note
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -1,7 +1,8 @@
 """Hears of every training step: writes it down, shows it, wakes the tracker.
 
-In:  the events that rank 0 tells (see worker.py).
-Out: `metrics.jsonl`, a line a step, and `validation.jsonl`, a line an epoch.
+In:  the events that rank 0 and the trainer tell (see worker.py, trainer.py).
+Out: `metrics.jsonl`, a line a step; `validation.jsonl`, a line a validation; `events.jsonl`, a line a start, restart
+     and checkpoint.
 
     follower = Follower(run_dir, steps=45, stage=stage, wake=tracker.wake)
     trainer.fit(job, ..., on_event=follower)
@@ -16,16 +17,27 @@ from typing import Any
 from ift import storage
 from ift.console import Stage
 
+_WRITTEN = ("start", "restart", "checkpoint", "best")  # what happened to the run, for whoever asks later
+_WHY = {
+    "preemption": "a worker's node will go",
+    "growth": "there is room for more workers",
+}
+
 
 class Follower:
     """What `trainer.fit` calls with each event."""
 
     def __init__(self, folder: Path, *, steps: int, stage: Stage, wake: Callable[[], None]) -> None:
         self._folder, self._steps, self._stage, self._wake = folder, steps, stage, wake
+        for name in ("metrics.jsonl", "validation.jsonl", "events.jsonl"):
+            storage.drop_half_line(folder / name)
         self._metrics = storage.read_jsonl(folder / "metrics.jsonl")
         self._validation = storage.read_jsonl(folder / "validation.jsonl")
+        self._events = storage.read_jsonl(folder / "events.jsonl")
 
     def __call__(self, event: Mapping[str, Any]) -> None:
+        if event["kind"] in _WRITTEN:
+            self._append("events.jsonl", self._events, {**event, "time": time.time()})
         event = dict(event)
         kind = event.pop("kind")
         if kind == "step":
@@ -41,8 +53,14 @@ class Follower:
         elif kind == "validation":
             if not any(line["step"] == event["step"] for line in self._validation):
                 self._append("validation.jsonl", self._validation, {**event, "time": time.time()})
-        elif kind == "start" and event["step"]:
-            self._stage.note(f"training goes on from the checkpoint of step {event['step']:,}")
+        elif kind == "start":
+            if event["step"]:
+                workers = f"{event['world']} worker{'s' * (event['world'] > 1)}"
+                self._stage.note(f"training goes on from the checkpoint of step {event['step']:,}, {workers}")
+        elif kind == "restart":
+            self._stage.note(_WHY.get(event["reason"]) or event["text"])
+        elif kind == "note":
+            self._stage.note(event["text"])
         elif kind == "status":
             self._stage.status(event["text"])
 
@@ -62,5 +80,6 @@ class Follower:
             "final_loss": sum(line["loss"] for line in tail) / len(tail),  # mean of the last tenth
             "first_loss": self._metrics[0]["loss"],
             "validation_loss": self._validation[-1]["loss"] if self._validation else None,
+            "restarts": sum(event["kind"] == "restart" for event in self._events),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }

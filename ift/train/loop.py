@@ -1,17 +1,18 @@
 """The training loop, on one screen.
 
-In:  an engine (DeepSpeed's, or anything with `backward` and `step`) and this rank's micro-batches, step by step.
-Out: nothing; `on_step` hears of every step, and decides about validation and checkpoints.
+In:  an engine (DeepSpeed's, or anything with `accumulate` and `step`) and this rank's micro-batches, step by step.
+Out: nothing; `on_step` hears of every step, sees to validation and checkpoints, and may end the training.
 
     train(engine, batches, steps=range(0, 40), learning_rate=schedule("linear", 3e-5, 40, 0.1), ...)
 
-One denominator: a step's loss is the sum over the supervised tokens of the *global* batch divided by their number.
+One denominator: a step's loss is the weighted sum over the supervised tokens of the *global* batch, divided by the sum
+of their weights. Of a loss that is no number no update is made.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -27,10 +28,28 @@ class Engine(Protocol):
         """Backward of one micro-batch; gradients are summed over micro-batches and ranks, nothing is averaged."""
 
     def step(self, learning_rate: float) -> float:
-        """Apply and clear the accumulated gradient; return its norm before clipping."""
+        """Apply and clear the accumulated gradient; return its norm before clipping.
+
+        Where the norm is no finite number and that shows in time, apply nothing: the loop ends then.
+        """
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks."""
+
+
+class Diverged(FloatingPointError):
+    """A step's loss, or the norm of its gradient, is NaN or infinite. Every rank raises it at the same step.
+
+    `packs` are those of this rank whose loss is to blame; all of its packs in the step if only the gradient is. Of
+    such a loss no update was made; of such a gradient, one was where the engine cannot look before it steps.
+    """
+
+    def __init__(self, what: str, step: int, value: float, packs: Sequence[int]) -> None:
+        super().__init__(what, step, value, packs)
+        self.what, self.step, self.value, self.packs = what, step, value, tuple(packs)
+
+    def __str__(self) -> str:
+        return f"the {self.what} of step {self.step} is {self.value}"
 
 
 def train(
@@ -38,52 +57,86 @@ def train(
     batches: Iterator[Sequence[Batch]],
     steps: range,
     learning_rate: Callable[[int], float],
-    on_step: Callable[[dict[str, float]], None],
+    on_step: Callable[[dict[str, Any]], bool | None],
+    *,
+    smoothing: float = 0.0,
+    prepare: Callable[[Batch], None] = lambda _: None,
 ) -> None:
-    """Run `steps`; `batches` yields this rank's micro-batches of each. Raises `FloatingPointError` on a loss of NaN."""
+    """Run `steps`, or until `on_step` returns True; `batches` yields this rank's micro-batches of each.
+
+    `prepare` is called with each micro-batch before the model sees it. Raises `Diverged`.
+    """
     for step in steps:
         started = time.monotonic()
         micro_batches = next(batches)
-        counts = [
-            float(sum(len(b.targets) for b in micro_batches)),
-            float(sum(b.tokens for b in micro_batches)),
-        ]
-        supervised, tokens = engine.sum(torch.tensor(counts, dtype=torch.float64)).tolist()
-        total = torch.zeros((), dtype=torch.float64)
+        counts = torch.stack([_counts(batch) for batch in micro_batches])
+        tokens, weight, *supervised = engine.sum(counts.sum(0)).tolist()
+        sums = []
         for batch in micro_batches:
-            loss, _ = loss_sum(engine.module, batch)
-            engine.accumulate(loss / supervised)
-            total += loss.detach().double().cpu()
+            prepare(batch)
+            total, losses = loss_sum(engine.module, batch, smoothing)
+            engine.accumulate(total / weight)
+            sums.append(_sums(batch, losses))
+        whole, *of_tasks = engine.sum(torch.stack(sums).sum(0)).tolist()
+        loss = whole / weight
+        if not math.isfinite(loss):
+            blamed = [b for b, s in zip(micro_batches, sums, strict=True) if not s.isfinite().all()]
+            raise Diverged("loss", step + 1, loss, [n for b in blamed for n in b.numbers])
         lr = learning_rate(step)
         grad_norm = engine.step(lr)
-        loss = float(engine.sum(total)) / supervised
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss of step {step + 1} is {loss}")
-        on_step(
-            {
-                "step": step + 1,
-                "loss": loss,
-                "lr": lr,
-                "grad_norm": grad_norm,
-                "supervised_tokens": int(supervised),
-                "tokens": int(tokens),
-                "seconds": time.monotonic() - started,
-                "time": time.time(),
-            }
-        )
+        if not math.isfinite(grad_norm):
+            numbers = [n for b in micro_batches for n in b.numbers]
+            raise Diverged("norm of the gradient", step + 1, grad_norm, numbers)
+        metrics: dict[str, Any] = {
+            "step": step + 1,
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "supervised_tokens": int(sum(supervised)),
+            "tokens": int(tokens),
+            "seconds": time.monotonic() - started,
+            "time": time.time(),
+        }
+        if len(names := micro_batches[0].names) > 1:
+            each = zip(names, of_tasks, supervised, strict=True)
+            metrics["losses"] = {name: nats / count for name, nats, count in each if count}
+        if on_step(metrics):
+            return
 
 
 def validate(engine: Engine, batches: Sequence[Batch]) -> float:
-    """Mean loss, in nats a supervised token, over all ranks' `batches`; every rank gives equally many."""
+    """Mean loss, in nats a supervised token, over all ranks' `batches`; every rank gives equally many.
+
+    Tokens are weighted as in training; nothing is smoothed.
+    """
     engine.module.eval()
     sums = torch.zeros(2, dtype=torch.float64)
     with torch.no_grad():
         for batch in batches:
-            total, count = loss_sum(engine.module, batch)
-            sums += torch.tensor([float(total), float(count)], dtype=torch.float64)
+            _, losses = loss_sum(engine.module, batch)
+            weights = batch.weights.double()
+            sums += torch.stack([losses.double() @ weights, weights.sum()]).cpu()
     engine.module.train()
-    total, count = engine.sum(sums).tolist()
-    return total / count if count else math.nan
+    total, weight = engine.sum(sums).tolist()
+    return total / weight if weight else math.nan
+
+
+def _counts(batch: Batch) -> torch.Tensor:
+    """Tokens, the weight of the supervised ones, and how many of these each task has. float64."""
+    weights = batch.weights.double()
+    whole = torch.stack([weights.new_tensor(batch.tokens), weights.sum()])
+    return torch.cat([whole, _by_task(batch, torch.ones_like(weights))])
+
+
+def _sums(batch: Batch, losses: torch.Tensor) -> torch.Tensor:
+    """The weighted sum of the losses, and the plain sum of each task's. float64."""
+    losses = losses.double()
+    whole = losses @ batch.weights.double()
+    return torch.cat([whole[None], _by_task(batch, losses)])
+
+
+def _by_task(batch: Batch, values: torch.Tensor) -> torch.Tensor:
+    return values.new_zeros(max(1, len(batch.names))).index_add_(0, batch.tasks, values)
 
 
 def schedule(kind: str, peak: float, steps: int, warmup: float) -> Callable[[int], float]:

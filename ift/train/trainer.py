@@ -1,133 +1,271 @@
-"""The driver's side of training: Ray Train is given the job, and what it tells is handed on.
+"""The driver's side of training: attempts, until one reaches the end.
 
-In:  a `Job`, the number of workers, a folder for Ray Train's checkpoints.
+In:  a `Job`, how many workers it may have, where checkpoints lie.
 Out: rank 0's summary; `on_event` hears of every step while it goes on.
 
-    fit(job, workers=2, gpus=0, storage=run / "train", max_failures=1, on_event=print)
+    fit(job, fewest=1, most=2, gpus=0, scratch=run / "train", max_failures=3, on_event=print)
+
+Each attempt is one Ray Train run, without the restarts of its own: every restart is decided here, so that it can be
+counted and told. What ended an attempt decides what comes next:
+
+    a worker, node or controller is lost, a collective hangs    again from the last checkpoint, on what is left
+    a notice that a node will go, or room for more workers      a checkpoint at once, then again
+    out of memory                                               again with what the planner would choose next
+    a refusal, a loss that is not finite                        the end, with the reason
 """
 
 import threading
-from collections.abc import Callable
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ift import places
 from ift.errors import IftError
-from ift.train import worker
-from ift.train.worker import Job
+from ift.train import checkpoint, faults, worker
+from ift.train.feed import WORKER_CPUS
+from ift.train.group import backend
+from ift.train.job import Job
+from ift.train.mailbox import Event, Mailbox
 
-
-class Events:
-    """An actor that holds what rank 0 tells until the driver takes it."""
-
-    def __init__(self) -> None:
-        self._waiting: list[dict[str, Any]] = []
-
-    def put(self, event: dict[str, Any]) -> None:
-        self._waiting.append(event)
-
-    def take(self) -> list[dict[str, Any]]:
-        taken, self._waiting = self._waiting, []
-        return taken
+_LOOK_EVERY_S = 1.0  # at what workers tell, at the nodes
+_WAIT_FOR_NODES_S = 3600.0
+_SURE_S = 5.0  # so long must room for more workers last before training stops for it
 
 
 def fit(
     job: Job,
     *,
-    workers: int,
+    fewest: int,
+    most: int,
     gpus: int,
-    storage: Path,
+    scratch: Path,
     max_failures: int,
-    on_event: Callable[[dict[str, Any]], None],
-    max_hang_s: int = 1800,
+    on_event: Callable[[Event], None],
+    hang_timeout_s: int = 1800,
+    smaller: Callable[[Job], tuple[Job, str] | None] = lambda _: None,
+    score: Callable[[Path], float] | None = None,
+    wait_for_nodes_s: float = _WAIT_FOR_NODES_S,
 ) -> dict[str, Any]:
-    """Train to the end; where `storage` holds a checkpoint, go on from it.
+    """Train to the end; where `job.checkpoints` holds a checkpoint, go on from it.
+
+    `max_failures` counts attempts that were lost since a checkpoint last came out of one. `smaller` gives a job that
+    takes less memory and says what is different; `score` grades an exported model.
 
     Raises `IftError` where training refuses or fails; the workers' last error is in its text.
     """
-    import ray
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    events = ray.remote(num_cpus=0)(Events).remote()
-
-    class Trainer(TorchTrainer):  # type: ignore[misc]
-        """Leaves Ctrl-C to us; Ray Train's own handler would end this process by `sys.exit`."""
-
-        def _register_sigint_handler(self, controller: Any) -> None:
-            """Nothing: `fit` then ends in a KeyboardInterrupt, and the workers with their cluster or job."""
-
-    trainer = Trainer(
-        worker.run,
-        train_loop_config={"job": job, "events": events},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=bool(gpus),
-            resources_per_worker={"CPU": 1, **({"GPU": 1} if gpus else {})},
-        ),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=max_hang_s),
-        run_config=ray.train.RunConfig(
-            name="checkpoints",
-            storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-        ),
-    )
-    finished, failures = threading.Event(), list[Exception]()
-    relay = threading.Thread(target=_relay, args=(events, on_event, finished, failures), daemon=True)
-    relay.start()
-    try:
-        result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _explain(error) from error
-    finally:
-        finished.set()
-        relay.join(timeout=10)
-    if failures:
-        raise failures[0]
-    summary: dict[str, Any] = result.return_value or {}
-    if "refusal" in summary:
-        raise summary["refusal"]
-    return summary
-
-
-def _relay(
-    events: Any,
-    on_event: Callable[[dict[str, Any]], None],
-    finished: threading.Event,
-    failures: list[Exception],
-) -> None:
-    """Hand on what rank 0 tells, until `finished` and once more; what goes wrong is left in `failures`."""
-    import ray
-
-    last = False
-    try:
-        while not last:
-            last = finished.wait(0.5)
-            for event in ray.get(events.take.remote(), timeout=30):
-                on_event(event)
-    except Exception as error:  # noqa: BLE001  (a thread: `fit` raises it on the main one)
-        failures.append(error)
-
-
-def _explain(error: Exception) -> IftError:
-    failures = getattr(error, "worker_failures", {}) or {}
-    causes = [getattr(e, "cause", None) or e for e in failures.values()]
-    for cause in causes:
-        if isinstance(cause, IftError):
-            return cause
-    text = str(causes[0] if causes else error).strip()
-    lines = [line for line in text.splitlines() if line.strip()]
-    last = lines[-1].strip() if lines else type(error).__name__
-    if "No space left" in text:
-        return IftError(
-            "the disk is full: a checkpoint could not be written", hint="free some room and run again"
+    places.check(job.checkpoints)
+    failures, furthest, broken = 0, -1, set[str]()
+    while True:
+        checkpoint.clean(job.checkpoints)
+        found = checkpoint.latest(
+            job.checkpoints,
+            passed_over=broken,
+            note=lambda text: on_event({"kind": "note", "text": text}),
         )
-    if "out of memory" in text.lower():
-        return IftError(
-            f"training ran out of memory: {last}",
-            hint="lower train.micro_batch or data.max_length, raise train.zero_stage, or add workers",
+        if found and found.step > furthest:
+            failures, furthest = 0, found.step
+        world = _room(fewest, most, gpus, wait_for_nodes_s, on_event)
+        attempt = _Attempt(job, found, world, most, gpus, scratch, hang_timeout_s, on_event, score)
+        try:
+            summary = attempt.run()
+        except faults.Lost as lost:
+            if lost.kind == "broken_checkpoint" and found:
+                broken.add(found.name)
+            elif lost.kind == "memory" and (less := smaller(job)):
+                job, words = less
+                on_event({"kind": "note", "text": f"{lost.text}; it goes on with {words}"})
+                continue
+            else:
+                failures += 1
+            if failures > max_failures or lost.kind == "memory":
+                raise lost.explained() from lost
+            on_event({"kind": "restart", "reason": lost.kind, "text": lost.text, "failures": failures})
+        else:
+            if "paused" not in summary:
+                return summary
+            on_event({"kind": "restart", "reason": summary["paused"], "step": summary["step"]})
+
+
+@dataclass
+class _Attempt:
+    """One Ray Train run: from the last checkpoint to the end, to a fault, or to a pause that was asked for."""
+
+    job: Job
+    found: checkpoint.Found | None
+    world: int
+    most: int
+    gpus: int
+    scratch: Path
+    hang_timeout_s: int
+    on_event: Callable[[Event], None]
+    score: Callable[[Path], float] | None
+    failure: Exception | None = None  # of whoever listens to what the workers tell
+
+    def run(self) -> dict[str, Any]:
+        """Rank 0's summary. Raises `faults.Lost`, or the `IftError` that a worker or `on_event` raised."""
+        import ray
+        import ray.exceptions
+        import ray.train
+        from ray.train.torch import TorchTrainer
+
+        class Trainer(TorchTrainer):  # type: ignore[misc]
+            """Leaves Ctrl-C to us; Ray Train's own handler would end this process by `sys.exit`."""
+
+            def _register_sigint_handler(self, controller: Any) -> None:
+                """Nothing: `fit` then ends in a KeyboardInterrupt, and the workers with their cluster or job."""
+
+        mailbox = ray.remote(num_cpus=0, scheduling_strategy=_here())(Mailbox).remote()
+        name = uuid.uuid4().hex[:12]
+        trainer = Trainer(
+            worker.run,
+            train_loop_config={
+                "job": self.job,
+                "mailbox": mailbox,
+                "found": self.found,
+                "attempt": name,
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=self.world,
+                use_gpu=bool(self.gpus),
+                resources_per_worker={"CPU": WORKER_CPUS, **({"GPU": 1} if self.gpus else {})},
+                # GPUs of a node are near each other; on CPU each worker should have a node's memory
+                placement_strategy="PACK" if self.gpus else "SPREAD",
+            ),
+            torch_config=backend("nccl" if self.gpus else "gloo", self.hang_timeout_s),
+            run_config=ray.train.RunConfig(
+                name=name,
+                storage_path=str(self.scratch / "ray"),
+                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
+            ),
         )
-    return IftError(
-        f"training failed: {last}",
-        hint="the whole error is in the log; run again to go on from the last checkpoint",
-    )
+        self.mailbox, self.over = mailbox, threading.Event()
+        watcher = threading.Thread(target=self._watch, daemon=True)
+        watcher.start()
+        try:
+            result = trainer.fit()
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            if self.failure is None:
+                raise faults.classify(error) from error
+        finally:
+            self.over.set()
+            watcher.join(timeout=60)
+            self._end_workers()
+        if self.failure is not None:
+            raise self.failure
+        summary: dict[str, Any] = result.return_value or {}
+        return summary
+
+    def _watch(self) -> None:
+        """Hand on what rank 0 tells, look after the nodes; what goes wrong is left in `failure`."""
+        last = False
+        room_since: float | None = None
+        try:
+            while not last:
+                last = self.over.wait(_LOOK_EVERY_S / 2)
+                self._hand_on()
+                if not last:
+                    room_since = self._look_at_nodes(room_since)
+        except Exception as error:  # noqa: BLE001  (a thread: `run` raises it on the main one)
+            self.failure = error
+            self._end_workers()  # or `fit` would train on without anybody who listens
+
+    def _hand_on(self) -> None:
+        import ray
+
+        for event in ray.get(self.mailbox.take.remote(), timeout=60):
+            if event["kind"] == "candidate":
+                threading.Thread(target=self._score, args=(event,), daemon=True).start()
+            else:
+                self.on_event(event)
+
+    def _score(self, event: Event) -> None:
+        """Grade an exported model while training goes on."""
+        assert self.score is not None, "a candidate, and nobody to grade it"
+        try:
+            found: float | str = self.score(Path(event["folder"]))
+        except Exception as error:  # noqa: BLE001  (a thread: the workers are told, and refuse)
+            found = f"{type(error).__name__}: {error}"
+        self.mailbox.tell_score.remote(event["step"], found)
+
+    def _look_at_nodes(self, room_since: float | None) -> float | None:
+        """Ask for a pause where a worker's node will go, or where more workers have had room for a while."""
+        import ray
+
+        leaving = _leaving()
+        joined = ray.get(self.mailbox.workers.remote(), timeout=60)
+        if leaving & {node for node, _ in joined.values()}:
+            self.mailbox.ask.remote("preemption")
+        elif len(joined) == self.world < self.most and _capacity(self.gpus) > self.world:
+            room_since = room_since or time.monotonic()
+            if time.monotonic() - room_since >= _SURE_S:
+                self.mailbox.ask.remote("growth")
+            return room_since
+        return None
+
+    def _end_workers(self) -> None:
+        """Kill what is left of this attempt, such as a worker whose controller was lost before it could."""
+        import ray
+        import ray.exceptions
+
+        try:
+            joined: Mapping[int, tuple[str, Any]] = ray.get(self.mailbox.workers.remote(), timeout=30)
+            for _, actor in joined.values():
+                ray.kill(actor)
+        except (ray.exceptions.RayError, ValueError):
+            pass  # the mailbox or the actor is gone already
+
+
+def _here() -> Any:
+    """On the driver's own node, so that no other node's end takes it away."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def _leaving() -> set[str]:
+    """The ids of nodes of which it is known that they will go."""
+    import ray
+
+    return set(ray._private.state.state.get_draining_nodes() or {})
+
+
+def _capacity(gpus: int) -> int:
+    """How many workers the nodes have room for: one a GPU, or one a CPU and one CPU left for other work."""
+    import ray
+
+    leaving, room = _leaving(), 0
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeID"] not in leaving:
+            has = node["Resources"]
+            room += int(has.get("GPU", 0)) if gpus else max(0, int(has.get("CPU", 0)) - 1)
+    return room
+
+
+def _room(fewest: int, most: int, gpus: int, patience_s: float, on_event: Callable[[Event], None]) -> int:
+    """The number of workers for the next attempt; waits for nodes where there is no room for the fewest.
+
+    Raises `IftError` where there is none after `patience_s`.
+    """
+    deadline, told = time.monotonic() + patience_s, False
+    while (room := _capacity(gpus)) < fewest:
+        if time.monotonic() > deadline:
+            raise IftError(
+                f"the cluster has had room for {room} workers for {patience_s / 60:.0f} minutes",
+                wanted=f"room for {fewest}" + (", each with a GPU" if gpus else ""),
+                hint="run again when its nodes are back, or lower cluster.workers; [fewest, most] goes on with fewer",
+            )
+        if not told:
+            on_event(
+                {
+                    "kind": "status",
+                    "text": f"waiting for nodes: room for {room} of {fewest} workers",
+                    "room": room,
+                }
+            )
+            told = True
+        time.sleep(_LOOK_EVERY_S)
+    return min(most, room)

@@ -272,7 +272,7 @@ def test_packed_parquet(tmp_path: Path) -> None:
         ("a.json", b"[]"),
         ("a.csv", b"text,label\n"),
         ("a.jsonl.gz", b""),
-        ("a.jsonl.gz", gzip.compress(b"")),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0)),
         ("a.jsonl.zst", zstd(b"\n")),
     ],
 )  # fmt: skip

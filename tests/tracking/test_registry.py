@@ -13,7 +13,7 @@ import pytest
 
 from ift.errors import IftError
 from ift.tracking.gate import decide
-from ift.tracking.registry import DESCRIPTION_LENGTH, describe, register
+from ift.tracking.registry import DESCRIPTION_LENGTH, describe, front_matter, register
 from ift.tracking.run import Tracker, mlflow_client
 
 TAGS = {"ift.run_fingerprint": "4f1c", "ift.gate": "pass"}
@@ -279,6 +279,20 @@ def test_the_card_says_what_a_person_needs_to_decide():
     assert "revision" not in card
     assert len(card) < DESCRIPTION_LENGTH
     assert "models:/reviews/7" in describe(summary(mlflow={"model_name": "reviews", "model_version": "7"}))
+
+
+def test_the_card_of_an_adapter_says_what_it_is_and_how_it_is_loaded():
+    adapter = {"kind": "dora", "rank": 16, "alpha": 32.0, "targets": ["q_proj", "v_proj"], "quantize": "4bit"}
+    model = {"source": "some/model", "revision": "abc"}
+    made = summary(model=model, train={"method": "lora", "adapter": adapter})
+    card = describe(made)
+    assert "- adapter: dora of rank 16, alpha 32, q\\_proj, v\\_proj, on a base of 4bit" in card
+    assert "from peft import AutoPeftModelForCausalLM\n" in card
+    assert "model = AutoPeftModelForCausalLM.from_pretrained(folder)\n" in card
+    assert "`ift merge FOLDER OUTPUT`" in card
+    assert front_matter(made).startswith("---\nlibrary_name: peft\nbase_model: some/model\n")
+    full = summary(model=model)
+    assert "peft" not in describe(full) + front_matter(full)
 
 
 def test_the_card_of_a_run_that_measured_nothing():

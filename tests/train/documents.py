@@ -2,6 +2,8 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle, islice
 from typing import Any
 
 from ift.data.stream import Pack
@@ -69,6 +71,12 @@ def unpacked(packs: Sequence[Pack]) -> list[Pack]:
             )
             start = end
     return single
+
+
+def of_tasks(packs: Sequence[Pack], *names: str) -> list[Pack]:
+    """The same packs; their documents belong to these tasks in turn."""
+    name = cycle(names)
+    return [replace(pack, tasks=list(islice(name, len(pack.lengths)))) for pack in packs]
 
 
 def leaking_model(vocabulary: int) -> Any:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from documents import random_packs, unpacked
+from documents import of_tasks, random_packs, unpacked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ift.data.stream import Pack
-from ift.train.loop import ranks_packs, schedule, train, validate
+from ift.train.loop import Diverged, ranks_packs, schedule, train, validate
 from ift.train.loss import Batch, collate, loss_sum
 
 RATE = 1e-3
@@ -36,7 +37,8 @@ class Plain:
             group["lr"] = learning_rate
         gradient = torch.cat([p.grad.flatten() for p in self.module.parameters() if p.grad is not None])
         self.gradients.append(gradient.double())
-        self.optimizer.step()
+        if gradient.isfinite().all():
+            self.optimizer.step()
         self.optimizer.zero_grad()
         return float(gradient.norm())
 
@@ -54,14 +56,21 @@ def model(tiny_model: Path) -> Iterator[Any]:
     torch.set_num_threads(threads)
 
 
+Told = list[dict[str, Any]]
+
+
 def run(
-    model: Any, steps: Sequence[Sequence[Sequence[Pack]]], rate: Callable[[int], float] = lambda _: RATE
-) -> tuple[Plain, list[dict[str, float]]]:
+    model: Any,
+    steps: Sequence[Sequence[Sequence[Pack]]],
+    rate: Callable[[int], float] = lambda _: RATE,
+    weights: dict[str, float] | None = None,
+    smoothing: float = 0.0,
+) -> tuple[Plain, Told]:
     """Train a copy of `model` on micro-batches of packs, step by step."""
     engine = Plain(copy.deepcopy(model))
-    told: list[dict[str, float]] = []
-    batches = ([collate(micro, "cpu") for micro in step] for step in steps)
-    train(engine, batches, range(len(steps)), rate, told.append)
+    told: Told = []
+    batches = ([collate(micro, "cpu", weights) for micro in step] for step in steps)
+    train(engine, batches, range(len(steps)), rate, told.append, smoothing=smoothing)
     return engine, told
 
 
@@ -86,9 +95,7 @@ def dealt(
     ]
 
 
-def assert_same(
-    one: tuple[Plain, list[dict[str, float]]], other: tuple[Plain, list[dict[str, float]]]
-) -> None:
+def assert_same(one: tuple[Plain, Told], other: tuple[Plain, Told]) -> None:
     for a, b in zip(one[0].gradients, other[0].gradients, strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
     for p, q in zip(one[0].module.parameters(), other[0].module.parameters(), strict=True):
@@ -105,7 +112,7 @@ def packs() -> list[Pack]:
 
 
 @pytest.fixture(scope="module")
-def reference(model: Any, packs: list[Pack]) -> tuple[Plain, list[dict[str, float]]]:
+def reference(model: Any, packs: list[Pack]) -> tuple[Plain, Told]:
     return run(model, dealt(packs, global_batch=4, micro_batch=4, world=1))
 
 
@@ -129,8 +136,79 @@ def test_what_a_step_tells(model: Any, packs: list[Pack], reference: Any) -> Non
     ]
     assert [t["tokens"] for t in told] == [sum(len(p.tokens) for p in packs[i : i + 4]) for i in (0, 4, 8)]
     assert [t["grad_norm"] for t in told] == pytest.approx([float(g.norm()) for g in engine.gradients])
-    total, count = loss_sum(model, collate(packs[:4], "cpu"))
-    assert told[0]["loss"] == pytest.approx(float(total.detach()) / count)
+    total, losses = loss_sum(model, collate(packs[:4], "cpu"))
+    assert told[0]["loss"] == pytest.approx(float(total.detach()) / len(losses))
+    assert "losses" not in told[0]  # there is one task
+
+
+# --- weights and smoothing
+
+WEIGHTS = {"tickets": 0.25, "films": 2.0, "songs": 1.0}
+
+
+@pytest.fixture(scope="module")
+def mixed(packs: list[Pack]) -> list[Pack]:
+    return of_tasks(packs, *WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def weighted(model: Any, mixed: list[Pack]) -> tuple[Plain, Told]:
+    return run(model, dealt(mixed, global_batch=4, micro_batch=4, world=1), weights=WEIGHTS, smoothing=0.1)
+
+
+def test_weighted_and_smoothed_by_the_book(model: Any, mixed: list[Pack], weighted: Any) -> None:
+    """A document at a time: the expected losses from all logits, one mean over the whole step, AdamW."""
+    book = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(book.parameters(), lr=RATE)
+    engine, told = weighted
+    for step, (gradient, metrics) in enumerate(zip(engine.gradients, told, strict=True)):
+        sums, counts = dict.fromkeys(WEIGHTS, torch.zeros(())), dict.fromkeys(WEIGHTS, 0)
+        for document in unpacked(mixed[4 * step : 4 * step + 4]):
+            ids, [task] = torch.tensor(document.tokens), document.tasks
+            nats = -book(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
+            counted = torch.tensor(document.supervised)[1:]
+            losses = 0.9 * nats.gather(1, ids[1:, None])[:, 0] + 0.1 * nats.mean(-1)
+            sums[task] = sums[task] + losses[counted].sum()
+            counts[task] += int(counted.sum())
+        weight = sum(WEIGHTS[task] * counts[task] for task in WEIGHTS)
+        loss = sum(sums[task] * WEIGHTS[task] for task in WEIGHTS) / weight
+        loss.backward()
+        expected = torch.cat([p.grad.flatten() for p in book.parameters()]).double()
+        assert (gradient - expected).norm() <= 1e-5 * expected.norm()
+        assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert metrics["losses"] == pytest.approx(
+            {task: float(sums[task].detach()) / counts[task] for task in WEIGHTS}, rel=1e-5
+        )
+        assert metrics["supervised_tokens"] == sum(counts.values())
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(("world", "micro_batch"), [(1, 3), (3, 1)])
+def test_weights_hang_on_the_global_batch_alone(
+    model: Any, mixed: list[Pack], weighted: Any, world: int, micro_batch: int
+) -> None:
+    steps = dealt(mixed, global_batch=4, micro_batch=micro_batch, world=world)
+    found = run(model, steps, weights=WEIGHTS, smoothing=0.1)
+    assert_same(found, weighted)
+    for ours, theirs in zip(found[1], weighted[1], strict=True):
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
+    alone = [[unpacked(mixed[i : i + 4])] for i in range(0, len(mixed), 4)]
+    assert_same(run(model, alone, weights=WEIGHTS, smoothing=0.1), weighted)
+
+
+def test_weights_of_one_change_no_bit(model: Any, mixed: list[Pack], reference: Any) -> None:
+    steps = dealt(mixed, global_batch=4, micro_batch=4, world=1)
+    engine, told = run(model, steps, weights=dict.fromkeys(WEIGHTS, 1.0))
+    assert all(map(torch.equal, engine.gradients, reference[0].gradients))
+    assert all(map(torch.equal, engine.module.parameters(), reference[0].module.parameters()))
+    assert [t["loss"] for t in told] == [t["loss"] for t in reference[1]]
+
+
+def test_a_task_that_a_step_lacks_has_no_loss_there(model: Any, packs: list[Pack]) -> None:
+    steps = [[[], of_tasks(packs[:2], "films")], [of_tasks(packs[2:4], "films", "songs")]]
+    _, told = run(model, steps, weights=WEIGHTS)
+    assert [sorted(t["losses"]) for t in told] == [["films"], ["films", "songs"]]
 
 
 def test_the_rate_of_each_step_is_used_and_told(model: Any, packs: list[Pack]) -> None:
@@ -140,39 +218,120 @@ def test_the_rate_of_each_step_is_used_and_told(model: Any, packs: list[Pack]) -
     assert all(torch.equal(p, q) for p, q in zip(still.module.parameters(), model.parameters(), strict=True))
 
 
-def test_a_loss_of_nan_names_its_step(model: Any, packs: list[Pack]) -> None:
-    engine = Plain(copy.deepcopy(model))
-    told: list[dict[str, float]] = []
+# --- where training ends early
 
-    def spoil(step: int) -> float:
-        return (
-            math.nan if step == 1 else RATE
-        )  # the weights are spoilt behind step 2, the loss of step 3 shows it
+
+def test_on_step_may_end_the_training(model: Any, packs: list[Pack]) -> None:
+    told: Told = []
+
+    def enough(metrics: dict[str, Any]) -> bool:
+        told.append(metrics)
+        return len(told) == 2
 
     batches = ([collate([p], "cpu")] for p in packs)
-    with pytest.raises(FloatingPointError, match="the loss of step 3 is nan"):
-        train(engine, batches, range(5), spoil, told.append)
+    engine = Plain(copy.deepcopy(model))
+    train(engine, batches, range(5, 10), lambda _: RATE, enough)
+    assert [t["step"] for t in told] == [6, 7]
+    assert len(engine.gradients) == 2
+    assert len(list(batches)) == len(packs) - 2  # no more of them were taken than seen
+
+
+def spoiling(model: Any, number: int, spoil: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Plain, Any]:
+    """An engine and a `prepare`: the logits of the pack with this number are spoilt."""
+    engine, now = Plain(copy.deepcopy(model)), [False]
+
+    def prepare(batch: Batch) -> None:
+        now[0] = number in batch.numbers
+
+    head: Any = engine.module.lm_head
+    head.register_forward_hook(lambda _, __, logits: spoil(logits) if now[0] else logits)
+    return engine, prepare
+
+
+def numbered(packs: list[Pack], *steps: Sequence[Sequence[int]]) -> Iterator[list[Batch]]:
+    return iter([[collate([packs[n] for n in micro], "cpu", None, micro) for micro in s] for s in steps])
+
+
+def all_but_the_first_word_impossible(logits: torch.Tensor) -> torch.Tensor:
+    return logits + torch.tensor([0.0] + [-math.inf] * (logits.shape[-1] - 1))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "value"),
+    [(lambda logits: logits * math.nan, "nan"), (all_but_the_first_word_impossible, "inf")],
+)
+def test_a_loss_that_is_no_number_ends_training_before_the_update(
+    model: Any, packs: list[Pack], spoil: Callable[[torch.Tensor], torch.Tensor], value: str
+) -> None:
+    engine, prepare = spoiling(model, 5, spoil)
+    steps = [[[0, 1], [2]], [[3], [4, 5], [6]], [[7]]]
+    told: Told = []
+    with pytest.raises(Diverged, match=f"the loss of step 9 is {value}") as caught:
+        train(engine, numbered(packs, *steps), range(7, 10), lambda _: RATE, told.append, prepare=prepare)
+    assert (caught.value.step, caught.value.packs) == (
+        9,
+        (4, 5),
+    )  # the micro-batch with the culprit, no other
+    assert [t["step"] for t in told] == [8]
+    before, _ = run(model, [[[packs[0], packs[1]], [packs[2]]]])
+    assert all(map(torch.equal, engine.module.parameters(), before.module.parameters()))
+
+
+def test_a_gradient_that_is_no_number_ends_training(model: Any, packs: list[Pack]) -> None:
+    """The loss is finite, its derivative is not."""
+
+    class Steep(torch.autograd.Function):
+        @staticmethod
+        def forward(_: Any, logits: torch.Tensor) -> torch.Tensor:
+            return logits.clone()
+
+        @staticmethod
+        def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * math.inf
+
+    engine, prepare = spoiling(model, 2, Steep.apply)
+    told: Told = []
+    with pytest.raises(Diverged, match="the norm of the gradient of step 2 is nan") as caught:
+        train(
+            engine, numbered(packs, [[0]], [[1], [2]]), range(2), lambda _: RATE, told.append, prepare=prepare
+        )
+    assert (caught.value.step, caught.value.packs) == (2, (1, 2))
+    assert [t["step"] for t in told] == [1]
+
+
+def test_weights_that_are_spoilt_show_in_the_next_loss(model: Any, packs: list[Pack]) -> None:
+    told: Told = []
+    with pytest.raises(Diverged, match="the loss of step 3 is nan") as caught:
+        train(
+            Plain(copy.deepcopy(model)),
+            numbered(packs, [[0]], [[1]], [[2], [3]]),
+            range(3),
+            lambda step: math.nan if step == 1 else RATE,
+            told.append,
+        )
+    assert caught.value.packs == (2, 3)
     assert [t["step"] for t in told] == [1, 2]
 
 
-def test_an_infinite_loss_is_refused_too(model: Any, packs: list[Pack]) -> None:
-    class Infinite(Plain):
-        def sum(self, values: torch.Tensor) -> torch.Tensor:
-            return values if values.numel() > 1 else values * math.inf
-
-    batches: Iterator[list[Batch]] = iter([[collate(packs[:1], "cpu")]])
-    with pytest.raises(FloatingPointError, match="the loss of step 8 is inf"):
-        train(Infinite(copy.deepcopy(model)), batches, range(7, 8), lambda _: RATE, lambda _: None)
+def test_what_ended_training_travels_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(Diverged("loss", 3, math.inf, [4, 5])))
+    assert (str(error), error.packs) == ("the loss of step 3 is inf", (4, 5))
 
 
 def test_validation_is_the_mean_over_supervised_tokens(model: Any, packs: list[Pack]) -> None:
     engine = Plain(copy.deepcopy(model))
-    total, count = loss_sum(model, collate(packs, "cpu"))
+    total, losses = loss_sum(model, collate(packs, "cpu"))
     one_by_one = [collate([p], "cpu") for p in packs] + [collate([], "cpu")]
-    assert validate(engine, one_by_one) == pytest.approx(float(total.detach()) / count, rel=1e-5)
+    assert validate(engine, one_by_one) == pytest.approx(float(total.detach()) / len(losses), rel=1e-5)
     assert engine.module.training  # back in training mode
     assert all(p.grad is None for p in engine.module.parameters())
     assert math.isnan(validate(engine, [collate([], "cpu")]))
+
+
+def test_validation_is_weighted_as_training_is(model: Any, mixed: list[Pack]) -> None:
+    told = run(model, [[mixed]], weights=WEIGHTS)[1]
+    one_by_one = [collate([p], "cpu", WEIGHTS) for p in mixed]
+    assert validate(Plain(copy.deepcopy(model)), one_by_one) == pytest.approx(told[0]["loss"], rel=1e-5)
 
 
 def deal(step: int, packs: int, global_batch: int, world: int, micro_batch: int) -> list[list[list[int]]]:

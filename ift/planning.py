@@ -1,0 +1,537 @@
+"""`ift plan SPEC`: what will fit, what is chosen, and why; and the same decision for the pipeline.
+
+In:  a spec; machines by flags, the Ray cluster of the spec, or this machine. No weights, no data.
+Out: the choice with its memory, what else was considered, and with a probe how long a step takes.
+
+    decide("model", machine=machine, ...).choice     # Choice(method="full", zero_stage=0, ...)
+
+The arithmetic is in ift/models/plan.py, what it counts with in ift/models/shape.py.
+"""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ift import cluster, storage
+from ift.console import printable
+from ift.errors import IftError
+from ift.models import plan as plans
+from ift.models.adapters import Adapter
+from ift.models.plan import GIB, Asked, Choice, Considered, Machine, Plan, times
+from ift.spec import Spec
+
+SHARE = 0.25  # of tokens that are supervised, where nothing is prepared yet
+_FEW = 8  # combinations that are shown of those that fit
+_BAR = 30
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a plan needs to know of the data."""
+
+    length: int
+    share: float  # of a pack's tokens that are supervised
+    packs: int | None  # None: nothing is prepared yet
+    words: str
+
+
+def decide(
+    source: str,
+    *,
+    machine: Machine,
+    length: int,
+    global_batch: int,
+    supervised_share: float,
+    asked: Asked,
+    adapter: Adapter,
+    precision: str,
+    attention: str = "auto",
+    nvme: bool = False,
+    checkpoints: bool = True,
+    revision: str | None = None,
+    sha256: str | None = None,
+    notify: Callable[[str], None] = lambda _: None,
+) -> tuple[Plan, str]:
+    """The plan for the model at `source`, and where its shape is from; its choice is None where nothing fits."""
+    from ift.models import shape as shapes
+
+    config, words = shapes.config_of(
+        source, cache=storage.cache_dir(), revision=revision, sha256=sha256, notify=notify
+    )
+    shape = shapes.shape_of(config, _short(source))
+    if attention == "auto":
+        attention = "packed" if machine.gpu_bytes is None else "varlen"
+    if shape.encoder_decoder:
+        attention = "sdpa"
+    written = math.ceil(length * supervised_share)
+    ways = {
+        method: shapes.way_of(
+            config,
+            shape,
+            adapter=adapter if method == "lora" else None,
+            precision=precision,
+            attention=attention,
+            length=length,
+            written=written,
+        )
+        for method in plans.METHODS
+        if asked.method in (None, method)
+    }
+    found = plans.plan(
+        shape,
+        ways,
+        length=length,
+        global_batch=global_batch,
+        supervised_share=supervised_share,
+        machine=machine,
+        asked=asked,
+        precision=precision,
+        quantize=adapter.quantize,
+        nvme=nvme,
+        checkpoints=checkpoints,
+    )
+    return found, words
+
+
+def asked_of(train: Any) -> Asked:
+    """What of a spec's `train` is settled."""
+
+    def settled(value: Any) -> Any:
+        return None if value == "auto" else value
+
+    return Asked(
+        method=settled(train.method),
+        zero_stage=settled(train.zero_stage),
+        offload=settled(train.offload),
+        activation_checkpointing=settled(train.activation_checkpointing),
+        micro_batch=settled(train.micro_batch),
+    )
+
+
+def sizes_of(prepared: Mapping[str, Any] | None, max_length: int, where: str = "") -> Sizes:
+    """What the prepare stage wrote down, or what the spec allows where it has not run yet."""
+    if not prepared:
+        words = f"{SHARE:.0%} of them supervised, as is assumed until `ift prepare` has counted"
+        return Sizes(max_length, SHARE, None, words)
+    share = prepared["supervised_tokens"] / (prepared["packs"] * prepared["max_length"])
+    words = f"{share:.0%} of them supervised: {prepared['packs']:,} packs{where}"
+    return Sizes(prepared["max_length"], share, prepared["packs"], words)
+
+
+# ── machines ──
+
+
+def this_machine(workers: int | None, global_batch: int) -> Machine:
+    """The GPUs and the memory that are here; `workers` is one a GPU, or two, if not given."""
+    here = _look()
+    return _machine([here], workers, global_batch)
+
+
+def cluster_machine(workers: int | None, global_batch: int) -> Machine:
+    """The nodes of the Ray cluster that this process is connected to."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(_look)
+    tasks = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            gpus = 0.01 if node["Resources"].get("GPU") else 0
+            tasks.append(look.options(num_cpus=0, num_gpus=gpus, scheduling_strategy=here).remote())
+    nodes = [
+        {**seen, "gpus": int(node["Resources"].get("GPU", 0))}
+        for seen, node in zip(ray.get(tasks), [n for n in ray.nodes() if n["Alive"]], strict=True)
+    ]
+    if any(node["gpus"] for node in nodes):
+        nodes = [node for node in nodes if node["gpus"]]
+    return _machine(nodes, workers, global_batch)
+
+
+def _look() -> dict[str, int]:
+    """What this node has."""
+    import psutil
+    import torch
+
+    gpus = torch.cuda.device_count()
+    sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(gpus)]
+    return {
+        "gpus": gpus,
+        "gpu_bytes": min(sizes, default=0),
+        "host_bytes": psutil.virtual_memory().total,
+        "cpus": psutil.cpu_count() or 1,
+    }
+
+
+def _machine(nodes: Sequence[Mapping[str, int]], workers: int | None, global_batch: int) -> Machine:
+    """As small as the smallest node, for any worker may land on any."""
+    gpus = sum(node["gpus"] for node in nodes)
+    workers = workers or min(gpus or 2, global_batch)
+    return Machine(
+        workers=workers,
+        workers_per_node=math.ceil(workers / len(nodes)),
+        nodes=min(len(nodes), workers),
+        gpu_bytes=min(node["gpu_bytes"] for node in nodes) if gpus else None,
+        host_bytes_per_node=min(node["host_bytes"] for node in nodes),
+        cpus=min(node["cpus"] for node in nodes),
+    )
+
+
+def described_machine(
+    *,
+    gpus: int | None,
+    gpu_memory: float | None,
+    nodes: int | None,
+    host_memory: float | None,
+    workers: int | None,
+    global_batch: int,
+) -> Machine:
+    """A machine in the words of the command line; what is not said is as here. Raises `IftError` for half a GPU."""
+    here = _look()
+    gpus = here["gpus"] if gpus is None else gpus
+    if gpu_memory is None and gpus and not here["gpu_bytes"]:
+        raise IftError(
+            f"--gpus {gpus} does not say how much memory each has, and there is none here to look at",
+            wanted="--gpu-memory GIB, such as 80",
+        )
+    count = nodes or 1
+    gpu_bytes = here["gpu_bytes"] if gpu_memory is None else int(gpu_memory * GIB)
+    node = {
+        "gpus": math.ceil(gpus / count),
+        "gpu_bytes": gpu_bytes,
+        "host_bytes": here["host_bytes"] if host_memory is None else int(host_memory * GIB),
+        "cpus": here["cpus"],
+    }
+    if gpus:
+        workers = min(workers or gpus, gpus, global_batch)
+    return _machine([node] * count, workers, global_batch)
+
+
+def workers_of(asked: str | int | tuple[int, int], *, gpu: bool) -> int | None:
+    """How many workers to plan for: of a range the number that needs the most memory of a node or of a GPU."""
+    if isinstance(asked, tuple):
+        return asked[0] if gpu else asked[1]
+    return None if asked == "auto" else int(asked)
+
+
+# ── `ift plan` ──
+
+
+def show(
+    spec: Spec,
+    folder: Path,
+    *,
+    gpus: int | None = None,
+    gpu_memory: float | None = None,
+    nodes: int | None = None,
+    host_memory: float | None = None,
+    as_json: bool = False,
+    probe: bool = False,
+    console: Console | None = None,
+) -> None:
+    """Print the plan for a run of `spec` in `folder`. Raises `IftError` where nothing fits, after the table."""
+    console = console or Console()
+    train = spec.train
+    prepared = storage.read_json(folder / "prepare" / "manifest.json")
+    sizes = sizes_of(prepared, spec.data.max_length, f" in {folder}")
+    machine = _asked_machine(spec, gpus, gpu_memory, nodes, host_memory)
+    precision = train.precision
+    if precision == "auto":
+        precision = "fp32" if machine.gpu_bytes is None else "bf16"
+    adapter = Adapter(**train.adapter.model_dump())
+    found, source = decide(
+        spec.model.source,
+        machine=machine,
+        length=sizes.length,
+        global_batch=train.global_batch,
+        supervised_share=sizes.share,
+        asked=asked_of(train),
+        adapter=adapter,
+        precision=precision,
+        attention=train.attention,
+        nvme=train.nvme is not None,
+        checkpoints=train.epochs > 1 or bool(train.checkpoint_steps or train.checkpoint_minutes),
+        revision=spec.model.revision,
+        sha256=spec.model.sha256,
+        notify=lambda text: None if as_json else console.print(f"[dim]{escape(text)}[/]", highlight=False),
+    )
+    timing = None
+    if probe and found.choice:
+        timing = probe_step(spec.model, found, adapter, epochs_packs=sizes.packs)
+    if as_json:
+        console.print_json(data={**found.as_json(), "source": source, "probe": timing}, indent=2)
+    else:
+        for part in (
+            _head(found, source, sizes),
+            _chosen(found),
+            _table(found),
+            _rejected(found),
+            _time(timing),
+        ):
+            for line in part:
+                console.print(line, highlight=False)
+    if found.choice is None:
+        raise plans.refusal(found)
+
+
+def _asked_machine(
+    spec: Spec, gpus: int | None, gpu_memory: float | None, nodes: int | None, host_memory: float | None
+) -> Machine:
+    batch, asked = spec.train.global_batch, spec.cluster.workers
+    if any(value is not None for value in (gpus, gpu_memory, nodes, host_memory)):
+        return described_machine(
+            gpus=gpus,
+            gpu_memory=gpu_memory,
+            nodes=nodes,
+            host_memory=host_memory,
+            workers=workers_of(asked, gpu=bool(gpus)),
+            global_batch=batch,
+        )
+    if spec.cluster.address:
+        with cluster.connect(spec.cluster.address, workers=None) as resources:
+            return cluster_machine(workers_of(asked, gpu=bool(resources.gpus)), batch)
+    return this_machine(workers_of(asked, gpu=bool(_look()["gpus"])), batch)
+
+
+# ── what people read ──
+
+
+def _head(found: Plan, source: str, sizes: Sizes) -> list[Any]:
+    shape, machine = found.shape, found.machine
+    experts = f", {shape.experts / shape.parameters:.0%} of them in experts" if shape.experts else ""
+    what = f"{plans.count_in_words(shape.parameters)} parameters{experts}, {shape.layers} layers of width "
+    what += f"{shape.hidden:,}, vocabulary of {shape.vocabulary:,}"
+    if machine.gpu_bytes is None:
+        workers = f"{times(machine.workers, 'worker')} on CPU"
+    else:
+        workers = f"{times(machine.workers, 'GPU')} of {machine.gpu_bytes / GIB:,.1f} GiB"
+    nodes = f"{machine.nodes} nodes, each with" if machine.nodes > 1 else "a node with"
+    rows = [
+        ("model", f"{shape.name}: {what}"),
+        ("", f"({source})"),
+        (
+            "machine",
+            f"{workers}; {nodes} {machine.host_bytes_per_node / GIB:,.1f} GiB and {times(machine.cpus, 'core')}",
+        ),
+        ("data", f"packs of {sizes.length:,} tokens, {sizes.words}"),
+        (
+            "step",
+            f"{times(found.global_batch, 'pack')} over {times(machine.workers, 'worker')}, in {found.precision}",
+        ),
+    ]
+    grid = _grid()
+    for key, value in rows:
+        grid.add_row(key, escape(printable(value)))
+    return [grid, *(f"[yellow]![/] {escape(note)}" for note in found.notes), ""]
+
+
+def _grid(*, numbers: bool = False) -> Table:
+    """Two columns without lines: the second wraps."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style=None if numbers else "dim", justify="right" if numbers else "left", no_wrap=True)
+    grid.add_column(overflow="fold")
+    return grid
+
+
+def _chosen(found: Plan) -> list[Any]:
+    if found.choice is None:
+        return ["[bold red]nothing fits[/]", ""]
+    loud = found.asked.method is None and found.choice.method == "lora"
+    colour = "yellow" if loud else "green"
+    choice = _grid()
+    choice.add_row("choice", f"[bold {colour}]{escape(str(found.choice))}[/]")
+    choice.add_row("", f"[yellow]{escape(found.why)}[/]" if loud else escape(found.why))
+    memory, machine = found.of(found.choice).memory, found.machine
+    assert memory is not None
+    whose = "a GPU" if machine.gpu_bytes else "a worker's process"
+    bars = Table.grid(padding=(0, 2, 0, 0))
+    for style, justify in (("dim", "left"), ("", "right"), ("", "left")):
+        bars.add_column(style=style, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    bars.add_row("memory", "GiB", f"[dim]of {whose}, {memory.moment}[/]")
+    most = max(memory.worker.values())
+    for row in plans.ROWS:
+        size = memory.worker[row]
+        bar = "█" * round(_BAR * size / most) or ("▏" if size else "")
+        bars.add_row(row, f"{size / GIB:.2f}", f"[cyan]{bar}[/]")
+    of = f"[dim]of {machine.gpu_bytes / GIB:,.1f}[/]" if machine.gpu_bytes else ""
+    bars.add_row("[bold]in all[/]", f"[bold]{memory.worker_bytes / GIB:.2f}[/]", of)
+    node = _grid()
+    rest = f"{machine.host_bytes_taken / GIB:.1f} of Ray and the run's own"
+    parts = (
+        memory.node_moment
+        if machine.gpu_bytes
+        else f"{machine.workers_per_node} × {memory.worker_bytes / GIB:.2f}"
+    )
+    node.add_row(
+        "a node",
+        f"{memory.node / GIB:,.1f} of {machine.host_bytes_per_node / GIB:,.1f} GiB: {parts}, and {rest}",
+    )
+    return [choice, "", bars, node, ""]
+
+
+def _table(found: Plan) -> list[Any]:
+    """Of each kind that fits the fastest; of adapters, where all weights can be trained, the best one alone."""
+    kinds: dict[Choice, Considered] = {}
+    for considered in found.considered:
+        if considered.fits:
+            kinds.setdefault(replace(considered.choice, micro_batch=0), considered)
+    if found.choice is None:
+        return []
+    ours = [c for c in kinds.values() if c.choice.method == found.choice.method]
+    others = [c for c in kinds.values() if c.choice.method != found.choice.method]
+    seconds = found.of(found.choice).seconds
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("method", "ZeRO", "offload", "checkpointing", "micro-batch", "GiB", "time"):
+        left = name in ("method", "offload", "checkpointing")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for considered in [*ours[:_FEW], *others[:1]]:
+        choice = considered.choice
+        table.add_row(
+            {"full": "full", "lora": "LoRA"}[choice.method],
+            str(choice.zero_stage),
+            choice.offload if choice.offload != "none" else "–",
+            "activations" if choice.activation_checkpointing else "–",
+            str(choice.micro_batch),
+            f"{plans.size_of(considered) / GIB:,.1f}",
+            f"× {considered.seconds / seconds:.2f}",
+            style="bold" if choice == found.choice else None,
+        )
+    fits = sum(c.fits for c in found.considered)
+    more = len(ours) - _FEW
+    rest = f", {times(more, 'slower kind')} left out" if more > 0 else ""
+    head = f"{fits:,} of {len(found.considered):,} combinations fit; the best of each kind{rest}"
+    return [f"[dim]{head} (time by a rough model)[/]", table, ""]
+
+
+def _rejected(found: Plan) -> list[Any]:
+    """Reasons, each with all that it holds for: what cannot be, and how much too large the smallest of a kind is."""
+    impossible: dict[str, list[Considered]] = defaultdict(list)
+    too_large: dict[tuple[str, int, str], list[Considered]] = defaultdict(list)
+    for considered in found.considered:
+        choice = considered.choice
+        if considered.fits or (
+            found.choice and plans.METHODS.index(choice.method) > plans.METHODS.index(found.choice.method)
+        ):
+            continue  # of adapters nothing more is said where all weights can be trained
+        if considered.memory is None:
+            impossible[considered.reason].append(considered)
+        else:
+            too_large[choice.method, choice.zero_stage, choice.offload].append(considered)
+    if not impossible and not too_large:
+        return []
+    grid = _grid(numbers=True)
+    for (method, stage, offload), rows in too_large.items():
+        least = min(rows, key=plans.size_of)
+        kind = plans.kind_in_words(method, stage, offload)
+        which = "" if len(rows) == 1 else "the least "
+        grid.add_row(f"{len(rows)} ×", escape(f"{kind}: {which}{least.reason}"))
+    for reason, rows in impossible.items():
+        grid.add_row(f"{len(rows)} ×", escape(reason))
+    return [f"[dim]rejected ({plans.MARGIN:.0%} of memory is to stay free)[/]", grid, ""]
+
+
+# ── the probe ──
+
+
+def probe_step(model: Any, found: Plan, adapter: Adapter, *, epochs_packs: int | None) -> dict[str, Any]:
+    """Time forward and backward of one micro-batch of the chosen kind with random weights, few layers deep.
+
+    The time of a layer and of the rest follows from two depths. Collectives, offloading and the optimizer's step are
+    not in it.
+    """
+    from ift.models import shape as shapes
+
+    assert found.choice is not None
+    config, _ = shapes.config_of(
+        model.source, cache=storage.cache_dir(), revision=model.revision, sha256=model.sha256
+    )
+    full = config.get_text_config().num_hidden_layers
+    few, more = (1, 3) if full >= 3 else (1, max(2, full))
+    times = [_timed(shapes.shallow(config, layers), found, adapter) for layers in (few, more)]
+    layer = max(0.0, (times[1] - times[0]) / (more - few))
+    pass_seconds = times[0] + layer * (full - few)
+    machine, choice = found.machine, found.choice
+    rounds = math.ceil(math.ceil(found.global_batch / machine.workers) / choice.micro_batch)
+    seconds = rounds * pass_seconds
+    packs = epochs_packs or 1000
+    return {
+        "seconds_a_step": seconds,
+        "tokens_a_second": found.global_batch * found.length / seconds,
+        "packs": packs,
+        "packs_are_prepared": epochs_packs is not None,
+        "hours": packs / found.global_batch * seconds / 3600,
+        "layers_timed": [few, more],
+        "pass_seconds": times,
+    }
+
+
+def _timed(config: Any, found: Plan, adapter: Adapter, repeats: int = 3) -> float:
+    """Seconds of a forward and a backward pass of a micro-batch, the fastest of a few."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    from ift.data.stream import Pack
+    from ift.models import adapters, attention
+    from ift.train.loss import collate, collate_pairs, loss_sum
+
+    choice = found.choice
+    assert choice is not None
+    device = torch.device("cuda" if found.machine.gpu_bytes and torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, found.machine.cpus // found.machine.workers_per_node))
+    dtype = torch.bfloat16 if found.precision == "bf16" and device.type == "cuda" else torch.float32
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with device:
+        model = kind.from_config(config, dtype=dtype)
+    if choice.activation_checkpointing:
+        model.activation_checkpointing_enable()
+    if choice.method == "lora":
+        adapters.attach(model, adapter, seed=0)
+    model.to(device).train()
+    names = attention.candidates(model, device=device, dtype=dtype)
+    attention.use(model, names[0])
+    length = found.length
+    written = min(max(1, math.ceil(found.supervised_share * length)), length - 1)
+    tokens = [i % config.get_text_config().vocab_size for i in range(length)]
+    supervised = [i >= length - written for i in range(length)]
+    pack = Pack(tokens, supervised, [length], ["probe"], ["probe"], ["probe"])
+    batch = (collate_pairs if config.is_encoder_decoder else collate)([pack] * choice.micro_batch, device)
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        total, _ = loss_sum(model, batch)
+        torch.autograd.backward(total)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+        model.zero_grad()
+    return min(seconds[1:])
+
+
+def _time(timing: Mapping[str, Any] | None) -> list[Any]:
+    if timing is None:
+        return []
+    hours = timing["hours"]
+    long = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    packs = f"{timing['packs']:,} packs"
+    whole = f"{long} for the {packs} of the run" if timing["packs_are_prepared"] else f"{long} for {packs}"
+    few, more = timing["layers_timed"]
+    return [
+        f"[dim]time[/]  {timing['seconds_a_step']:.2f} s a step, {timing['tokens_a_second']:,.0f} tokens/s, {whole}",
+        f"[dim]      a micro-batch through {few} and {more} layers of random weights on this machine, and the rest by "
+        "proportion; without collectives, offloading and the optimizer's step[/]",
+    ]
+
+
+def _short(source: str) -> str:
+    """A model's name for people: `package:p==1/m/SmolLM2.gguf` -> `SmolLM2`."""
+    name = source.rstrip("/").rpartition("/")[2]
+    return name.removesuffix(".gguf") or source

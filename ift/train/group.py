@@ -1,0 +1,56 @@
+"""How workers find each other: Ray Train's process group, over the network that Ray itself uses.
+
+In:  the collectives' library, seconds before one that hangs is given up.
+Out: what `TorchTrainer` takes as its `torch_config`.
+
+    TorchTrainer(run, torch_config=backend("gloo", 1800), ...)
+
+Gloo asks the system for the host's own name, which often is 127.0.0.1 (Debian writes it so into /etc/hosts), and then
+tells the other nodes to connect there. Ray knows the address by which nodes reach each other: the interface that has
+it is the one to name.
+"""
+
+import os
+import socket
+from typing import Any
+
+_SETTINGS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # of the libraries; what the user has set stays
+
+
+def backend(library: str, hang_timeout_s: int) -> Any:
+    """`library` is gloo or nccl."""
+    from ray.train.torch.config import TorchConfig, _TorchBackend
+
+    class Backend(_TorchBackend):  # type: ignore[misc]
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(choose_interface)
+            super().on_start(worker_group, backend_config)
+
+    class Config(TorchConfig):  # type: ignore[misc]
+        @property
+        def backend_cls(self) -> Any:
+            return Backend
+
+    return Config(backend=library, timeout_s=hang_timeout_s)
+
+
+def choose_interface() -> None:
+    """Name this node's interface to gloo and NCCL, unless Ray's address is the loopback one (a single machine)."""
+    import ray.util
+
+    name = interface_of(ray.util.get_node_ip_address())
+    if name:
+        for setting in _SETTINGS:
+            os.environ.setdefault(setting, name)
+
+
+def interface_of(address: str) -> str | None:
+    """The interface that has `address`; None for a loopback one, or where no interface has it."""
+    import psutil
+
+    if address.startswith("127.") or address == "::1":
+        return None
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(a.family in (socket.AF_INET, socket.AF_INET6) and a.address == address for a in addresses):
+            return str(name)
+    return None
