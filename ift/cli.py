@@ -1,8 +1,8 @@
 """The commands: each parses, calls one function, prints.
 
     ift run jobs/quickstart.yaml train.epochs=2
+    ift plan jobs/quickstart.yaml --gpus 8 --gpu-memory 80
     ift inspect jobs/quickstart.yaml
-    ift plan jobs/quickstart.yaml
     ift chat runs/quickstart
     ift merge runs/adapter merged
     ift ui

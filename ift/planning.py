@@ -387,7 +387,7 @@ def _table(found: Plan) -> list[Any]:
         return []
     ours = [c for c in kinds.values() if c.choice.method == found.choice.method]
     others = [c for c in kinds.values() if c.choice.method != found.choice.method]
-    seconds = found.of(found.choice).seconds
+    fastest = found.of(found.choice).seconds or 1.0
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for name in ("method", "ZeRO", "offload", "checkpointing", "micro-batch", "GiB", "time"):
         left = name in ("method", "offload", "checkpointing")
@@ -401,7 +401,7 @@ def _table(found: Plan) -> list[Any]:
             "activations" if choice.activation_checkpointing else "–",
             str(choice.micro_batch),
             f"{plans.size_of(considered) / GIB:,.1f}",
-            f"× {considered.seconds / seconds:.2f}",
+            f"× {(considered.seconds or 0.0) / fastest:.2f}",
             style="bold" if choice == found.choice else None,
         )
     fits = sum(c.fits for c in found.considered)

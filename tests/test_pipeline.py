@@ -229,7 +229,7 @@ def test_interrupted_without_mlflow_and_continued_equals_uninterrupted(
     output = (tmp_path / "first.txt").read_text()
     assert f"stopped; what is done is kept in {folder}" in output
     assert "to go on: ift run spec.yaml" in output
-    _, alive = psutil.wait_procs(children, timeout=20)
+    _, alive = psutil.wait_procs(children, timeout=90)
     assert not alive, f"left behind: {alive}"
 
     on = ift(tmp_path, "run", "spec.yaml")

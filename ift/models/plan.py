@@ -47,9 +47,9 @@ _PREFETCH = 50_000_000
 _SUB_GROUP = 1_000_000_000  # stage 3 steps on so many at a time
 
 # Measured (benchmarks/plan.py): what is there before any weight is.
-PROCESS = 700 * MIB  # a worker under Ray: torch, transformers, DeepSpeed, Ray Data
+PROCESS = 620 * MIB  # a worker under Ray: torch, transformers, DeepSpeed, Ray Data
 GROWN = 48 * MIB  # by the end of the first step: kernels' workspaces, threads, the graph
-HOST = 2 * GIB  # a node's own: Ray's processes, the driver, the tasks that read packs
+HOST = 13 * GIB // 4  # a node's own: the run itself, Ray's two dozen processes, the tasks that read packs
 # What glibc's heap holds beside what is alive, as a share of the activations that are kept without checkpointing: what
 # was freed between tensors that stay is often too small for the next one. Adapters leave many small ones that stay.
 _HOLES = {"full": 0.25, "lora": 1.15}
@@ -119,7 +119,7 @@ class Considered:
 
     choice: Choice
     memory: Memory | None  # None where the combination cannot be
-    seconds: float  # of a step, by a rough model: to compare with others, not to believe
+    seconds: float | None  # of a step, by a rough model: to compare with others, not to believe
     reason: str = ""  # "" where it fits
 
     @property
@@ -175,7 +175,7 @@ def plan(
         shape, ways, length, global_batch, supervised_share, machine, precision, quantize, nvme, checkpoints
     )
     considered = [_consider(job, choice, asked) for choice in _combinations(job, asked)]
-    considered.sort(key=lambda c: (not c.fits, METHODS.index(c.choice.method), c.seconds, size_of(c)))
+    considered.sort(key=lambda c: (not c.fits, METHODS.index(c.choice.method), c.seconds or 0.0, size_of(c)))
     best = next((c for c in considered if c.fits), None)
     notes = [] if all(way.kept.counted for way in ways.values()) else [_BY_FORMULA]
     found = Plan(
@@ -275,7 +275,7 @@ def _combinations(job: _Job, asked: Asked) -> list[Choice]:
 
 def _consider(job: _Job, choice: Choice, asked: Asked) -> Considered:
     if reason := _impossible(job, choice, asked):
-        return Considered(choice, None, math.inf, reason)
+        return Considered(choice, None, None, reason)
     memory, machine = memory_of(job, choice), job.machine
     found = Considered(choice, memory, seconds_of(job, choice))
     if machine.gpu_bytes is not None and memory.worker_bytes > _usable(machine.gpu_bytes):
@@ -346,18 +346,18 @@ def _on_cpu(job: _Job, choice: Choice) -> dict[str, dict[str, int]]:
     weights, fetched = 4 * all_weights, 0
     if stage == 3:
         weights = 4 * (_part(all_weights, workers) + min(all_weights, _LIVE))
-        fetched = 4 * min(all_weights, _PREFETCH) if workers > 1 else 0
-    gradients = {
-        0: 4 * trained,
-        1: 4 * trained,
-        2: 4 * part + 4 * reduced,
-        3: 4 * part + 4 * reduced,
-    }[stage]
+        fetched = 4 * min(all_weights, _PREFETCH)
     optimizer = 8 * trained if stage == 0 else 12 * part
     copies = 4 * (min(trained, _WHOLE_BUCKET + way.largest) if stage == 0 else reduced)
     activations, logits = _passes(job, choice)
     holes = activations if choice.method == "full" else choice.micro_batch * shape.layers * way.kept.layer
     activations += math.ceil(_HOLES[choice.method] * holes)
+    gradients = {
+        0: 4 * trained,
+        1: 4 * trained,
+        2: 4 * part + max(0, 4 * reduced - activations),  # measured: a bucket lies where activations were
+        3: 4 * part + 4 * reduced,
+    }[stage]
     steady = {
         "weights": weights,
         "optimizer": optimizer,
@@ -365,6 +365,7 @@ def _on_cpu(job: _Job, choice: Choice) -> dict[str, dict[str, int]]:
         "process": job.machine.process_bytes + GROWN,
     }
     stepping = {0: 0, 1: 4 * part, 2: 4 * part, 3: 4 * min(part, _SUB_GROUP)}[stage]
+    stepping += 8 * way.largest if stage else 0  # norms are taken in fp64, one tensor at a time
     return {
         "in the backward pass": {
             **steady,
@@ -376,7 +377,7 @@ def _on_cpu(job: _Job, choice: Choice) -> dict[str, dict[str, int]]:
         "in the optimizer's step": {
             **steady,
             "gradients": gradients,
-            "buffers": stepping + 8 * way.largest,
+            "buffers": stepping,
         },
     }
 
@@ -416,7 +417,8 @@ def _on_gpu(job: _Job, choice: Choice) -> dict[str, dict[str, int]]:
             gradients = staged  # the sums are on the host
     activations, logits = _passes(job, choice)
     steady = {"weights": weights, "optimizer": optimizer, "process": _CONTEXT}
-    stepping = 4 * min(part, _SUB_GROUP) if stage == 3 and choice.offload == "none" else 0
+    stepping = 8 * way.largest if stage else 0
+    stepping += 4 * min(part, _SUB_GROUP) if stage == 3 and choice.offload == "none" else 0
     return {
         "in the backward pass": {
             **steady,
@@ -428,7 +430,7 @@ def _on_gpu(job: _Job, choice: Choice) -> dict[str, dict[str, int]]:
         "in the optimizer's step": {
             **steady,
             "gradients": gradients,
-            "buffers": copies + stepping + 8 * way.largest,
+            "buffers": copies + stepping,
         },
     }
 

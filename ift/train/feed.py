@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +65,25 @@ def carried(stream_dir: Path, part: Part, steps: range) -> Iterator[Pack]:
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     context.target_max_block_size = 2**20  # handed on as soon as it is read
-    source = _source(stream_dir, part, steps)
-    dataset = ray.data.read_datasource(source, num_cpus=CPUS, concurrency=_AHEAD, override_num_blocks=_BLOCKS)
+    each = max(1, _PACKS_A_READ * part.world // part.global_batch)
+    reads = math.ceil(len(steps) / each)
+    dataset = ray.data.read_datasource(
+        _source(stream_dir, part, steps, each),
+        num_cpus=CPUS,
+        concurrency=_AHEAD,
+        override_num_blocks=min(reads, _BLOCKS),  # as many as there are tasks, or blocks would be split
+    )
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=_AHEAD):
         for row in table.to_pylist():
             yield Pack(**row)
 
 
-def _source(stream_dir: Path, part: Part, steps: range) -> Any:
-    """What Ray Data reads: some steps a task, in order."""
+def _source(stream_dir: Path, part: Part, steps: range, each: int) -> Any:
+    """What Ray Data reads: some steps a task, in order; in pieces of `each` so many."""
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
 
     unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-    each = max(1, _PACKS_A_READ * part.world // part.global_batch)
 
     class Steps(Datasource):  # type: ignore[misc]
         def estimate_inmemory_data_size(self) -> None:
@@ -85,10 +91,10 @@ def _source(stream_dir: Path, part: Part, steps: range) -> Any:
 
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:
             reads = math.ceil(len(steps) / each)
-            a_task = each * math.ceil(reads / parallelism)
+            borders = [each * (i * reads // parallelism) for i in range(parallelism + 1)]
             return [
-                ReadTask(partial(_read, stream_dir, part, steps[first : first + a_task], each), unknown)
-                for first in range(0, len(steps), a_task)
+                ReadTask(partial(_read, stream_dir, part, steps[first:end], each), unknown)
+                for first, end in pairwise(borders)
             ]
 
     return Steps()

@@ -532,4 +532,4 @@ def test_a_line_of_50_megabytes(tmp_path: Path, what: str) -> None:
     print(f"{what}: {memory} MiB, {float(seconds):.1f} s")
     assert (first, last) == (kind, "last")
     assert int(memory) < 10 * 50
-    assert float(seconds) < 30
+    assert float(seconds) < 120

@@ -423,7 +423,7 @@ def test_a_fault_that_stays_is_named(
     text = refused("s3://films/a.bin", tmp_path)
     assert text.startswith(wanted + "\n  next:   "), text
     assert [asked for asked, _ in proxy.asked].count(method) == 2
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 180
     assert left(tmp_path) == []
 
 
@@ -459,7 +459,7 @@ def test_a_body_that_never_arrives(
     assert text.startswith("s3://films/a.bin: " + says), text
     assert "tried 3 times\n  next:   check the network, or try again later" in text
     assert [method for method, _ in proxy.asked].count("GET") == 3
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 180
     assert left(tmp_path) == []
 
 

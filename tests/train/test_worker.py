@@ -296,4 +296,4 @@ time.sleep(600)
     finally:
         process.kill()
         process.wait()
-    child.wait(timeout=10)
+    child.wait(timeout=60)
