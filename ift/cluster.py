@@ -40,6 +40,10 @@ def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a process more, and nobody's business
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # Ray has a process a core for it
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_gpu() else "cpu")
+    if (
+        not _has_gpu()
+    ):  # nothing is compiled on a CPU, and DeepSpeed imports torch's compiler all the same: 4 s
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS")
@@ -71,7 +75,13 @@ def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
         ray.shutdown()
 
 
-_CARRIED = ("DS_ACCELERATOR", "RAY_CHDIR_TO_TRIAL_DIR", "TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE")
+_CARRIED = (
+    "DS_ACCELERATOR",
+    "HF_HUB_OFFLINE",
+    "RAY_CHDIR_TO_TRIAL_DIR",
+    "TOKENIZERS_PARALLELISM",
+    "TORCHDYNAMO_DISABLE",
+)
 
 
 def _tighten_token() -> None:

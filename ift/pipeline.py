@@ -197,7 +197,7 @@ class Job:
         if not _done(self.folder, "train"):
             # the export and MLflow's copy of it; the checkpoints that are kept, the best, and one on its way
             checkpoints = (
-                spec.train.keep_checkpoints + bool(spec.train.best_by) + 1
+                spec.train.keep_checkpoints + 2 * bool(spec.train.best_by) + 1
             ) * checkpoint.bytes_needed(self.parameters)
             elsewhere = spec.cluster.storage is not None or spec.train.method == "lora"
             storage.require_room(

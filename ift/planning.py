@@ -141,15 +141,15 @@ def cluster_machine(workers: int | None, global_batch: int) -> Machine:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     look = ray.remote(_look)
-    tasks = []
-    for node in ray.nodes():
-        if node["Alive"]:
-            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            gpus = 0.01 if node["Resources"].get("GPU") else 0
-            tasks.append(look.options(num_cpus=0, num_gpus=gpus, scheduling_strategy=here).remote())
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    looks = []
+    for node in alive:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        gpus = 0.01 if node["Resources"].get("GPU") else 0  # without a part of one it would see none
+        looks.append(look.options(num_cpus=0, num_gpus=gpus, scheduling_strategy=there).remote())
     nodes = [
         {**seen, "gpus": int(node["Resources"].get("GPU", 0))}
-        for seen, node in zip(ray.get(tasks), [n for n in ray.nodes() if n["Alive"]], strict=True)
+        for seen, node in zip(ray.get(looks), alive, strict=True)
     ]
     if any(node["gpus"] for node in nodes):
         nodes = [node for node in nodes if node["gpus"]]
@@ -265,7 +265,7 @@ def show(
     )
     timing = None
     if probe and found.choice:
-        timing = probe_step(spec.model, found, adapter, epochs_packs=sizes.packs)
+        timing = probe_step(spec.model, found, adapter, packs=sizes.packs)
     if as_json:
         console.print_json(data={**found.as_json(), "source": source, "probe": timing}, indent=2)
     else:
@@ -316,7 +316,7 @@ def _head(found: Plan, source: str, sizes: Sizes) -> list[Any]:
     nodes = f"{machine.nodes} nodes, each with" if machine.nodes > 1 else "a node with"
     rows = [
         ("model", f"{shape.name}: {what}"),
-        ("", f"({source})"),
+        ("shape", source),
         (
             "machine",
             f"{workers}; {nodes} {machine.host_bytes_per_node / GIB:,.1f} GiB and {times(machine.cpus, 'core')}",
@@ -357,10 +357,9 @@ def _chosen(found: Plan) -> list[Any]:
         bars.add_column(style=style, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     bars.add_row("memory", "GiB", f"[dim]of {whose}, {memory.moment}[/]")
     most = max(memory.worker.values())
-    for row in plans.ROWS:
-        size = memory.worker[row]
-        bar = "█" * round(_BAR * size / most) or ("▏" if size else "")
-        bars.add_row(row, f"{size / GIB:.2f}", f"[cyan]{bar}[/]")
+    for row, size in memory.worker.items():
+        if size:
+            bars.add_row(row, f"{size / GIB:.2f}", f"[cyan]{'█' * round(_BAR * size / most) or '▏'}[/]")
     of = f"[dim]of {machine.gpu_bytes / GIB:,.1f}[/]" if machine.gpu_bytes else ""
     bars.add_row("[bold]in all[/]", f"[bold]{memory.worker_bytes / GIB:.2f}[/]", of)
     node = _grid()
@@ -441,15 +440,21 @@ def _rejected(found: Plan) -> list[Any]:
 # ── the probe ──
 
 
-def probe_step(model: Any, found: Plan, adapter: Adapter, *, epochs_packs: int | None) -> dict[str, Any]:
+def probe_step(model: Any, found: Plan, adapter: Adapter, *, packs: int | None) -> dict[str, Any]:
     """Time forward and backward of one micro-batch of the chosen kind with random weights, few layers deep.
 
     The time of a layer and of the rest follows from two depths. Collectives, offloading and the optimizer's step are
-    not in it.
+    not in it. Raises `IftError` where GPUs are planned for and none is here.
     """
     from ift.models import shape as shapes
 
     assert found.choice is not None
+    if found.machine.gpu_bytes is not None and not _look()["gpus"]:
+        raise IftError(
+            "--probe has no GPU here to time a step on",
+            wanted="a machine with a GPU of the planned kind",
+            hint="plan without --probe",
+        )
     config, _ = shapes.config_of(
         model.source, cache=storage.cache_dir(), revision=model.revision, sha256=model.sha256
     )
@@ -461,13 +466,13 @@ def probe_step(model: Any, found: Plan, adapter: Adapter, *, epochs_packs: int |
     machine, choice = found.machine, found.choice
     rounds = math.ceil(math.ceil(found.global_batch / machine.workers) / choice.micro_batch)
     seconds = rounds * pass_seconds
-    packs = epochs_packs or 1000
+    counted = packs or 1000
     return {
         "seconds_a_step": seconds,
         "tokens_a_second": found.global_batch * found.length / seconds,
-        "packs": packs,
-        "packs_are_prepared": epochs_packs is not None,
-        "hours": packs / found.global_batch * seconds / 3600,
+        "packs": counted,
+        "packs_are_prepared": packs is not None,
+        "hours": counted / found.global_batch * seconds / 3600,
         "layers_timed": [few, more],
         "pass_seconds": times,
     }
@@ -524,11 +529,12 @@ def _time(timing: Mapping[str, Any] | None) -> list[Any]:
     packs = f"{timing['packs']:,} packs"
     whole = f"{long} for the {packs} of the run" if timing["packs_are_prepared"] else f"{long} for {packs}"
     few, more = timing["layers_timed"]
-    return [
-        f"[dim]time[/]  {timing['seconds_a_step']:.2f} s a step, {timing['tokens_a_second']:,.0f} tokens/s, {whole}",
-        f"[dim]      a micro-batch through {few} and {more} layers of random weights on this machine, and the rest by "
-        "proportion; without collectives, offloading and the optimizer's step[/]",
-    ]
+    grid = _grid()
+    step = f"{timing['seconds_a_step']:.2f} s a step, {timing['tokens_a_second']:,.0f} tokens/s, {whole}"
+    grid.add_row("time", step)
+    how = f"a micro-batch through {few} and {more} layers of random weights on this machine, the rest by proportion; "
+    grid.add_row("", f"[dim]{how}without collectives, offloading and the optimizer's step[/]")
+    return [grid]
 
 
 def _short(source: str) -> str:

@@ -55,6 +55,7 @@ PURE = [
     "ift.data.tokenize",
     "ift.data.tokens",
     "ift.data.wording",
+    "ift.models.plan",
     "ift.tasks",
     "ift.prompts",
 ]

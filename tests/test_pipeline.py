@@ -57,7 +57,7 @@ def start(folder: Path, arguments: list[str], output: Path) -> "subprocess.Popen
 def ift(folder: Path, *arguments: str) -> Finished:
     output = folder / "output.txt"
     process = start(folder, list(arguments), output)
-    status = process.wait(timeout=400)
+    status = process.wait(timeout=1000)
     return Finished(folder / "runs" / "tiny", output.read_text(encoding="utf-8"), status)
 
 
@@ -71,7 +71,7 @@ def spec_in(folder: Path, model: Path, **sections: Any) -> Path:
     return write_spec(folder, model, rows=ROWS, broken=BROKEN, data=data, **sections)
 
 
-def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 300) -> None:
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "the run ended before it could be interrupted"
@@ -225,7 +225,7 @@ def test_interrupted_without_mlflow_and_continued_equals_uninterrupted(
     wait_for(lambda: bool(list(folder.glob("train/checkpoints/*/complete.json"))), process)
     children = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=120) == 130
+    assert process.wait(timeout=400) == 130
     output = (tmp_path / "first.txt").read_text()
     assert f"stopped; what is done is kept in {folder}" in output
     assert "to go on: ift run spec.yaml" in output

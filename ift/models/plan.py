@@ -200,10 +200,15 @@ def next_choice(found: Plan, *, after: Choice) -> Choice | None:
 
     An adapter comes after all that trains the weights, and only where the user has left the method open.
     """
-    limit = 0.95 * size_of(found.of(after))
+    sizes = {c.choice: size_of(c) for c in found.considered}
+    limit = 0.95 * sizes.get(after, math.inf)  # not among them: workers have come or gone since it was chosen
     methods = METHODS[METHODS.index(after.method) :]
-    left = [c for c in found.considered if c.fits and c.choice.method in methods and size_of(c) <= limit]
-    return left[0].choice if left else None
+    left = (
+        c.choice
+        for c in found.considered
+        if c.fits and c.choice.method in methods and sizes[c.choice] <= limit and c.choice != after
+    )
+    return next(left, None)
 
 
 def refusal(found: Plan) -> IftError:

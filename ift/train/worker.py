@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ift import places
 from ift.data.stream import Pack, Stream
 from ift.errors import IftError
 from ift.models import attention, base
@@ -83,6 +84,7 @@ class Worker:
         self.waited = 0.0  # seconds, for checkpoints
         self.paused = ""
 
+        places.check(job.checkpoints, rank=self.rank, gather=self._everyones)
         self.tell(kind="status", text="loading the model")
         self.engine = DeepSpeedEngine(job, self.world, self.device)
         some = self.stream.read(range(min(64, job.packs)))
@@ -105,6 +107,12 @@ class Worker:
     def tell(self, **event: Any) -> None:
         if self.rank == 0:
             self.mailbox.put.remote(event)
+
+    def _everyones(self, value: Any) -> list[Any]:
+        """What every rank gave, in the order of ranks."""
+        values: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     # ── from start to end ──
 
@@ -247,9 +255,7 @@ class Worker:
 
     def _refusal(self, error: Diverged) -> IftError:
         """Say where it happened, what the model had seen, and what is left."""
-        parts: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(parts, error.packs)
-        numbers = sorted(number for part in parts for number in part)
+        numbers = sorted(number for part in self._everyones(error.packs) for number in part)
         packs = self.stream.read(numbers[:3])
         examples = [
             f"{task}/{name}" for pack in packs for task, name in zip(pack.tasks, pack.examples, strict=True)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from documents import VOCABULARY, leaking_model, random_packs, unpacked
+from ray import cloudpickle
 
 from ift.data.stream import Pack, Stream, write
 from ift.errors import IftError
@@ -22,6 +24,8 @@ from ift.models import base
 from ift.train import checkpoint, feed, trainer, worker
 from ift.train.job import Job
 from ift.train.mailbox import Mailbox
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
 
 PACKS, VALIDATION = 13, 3
 Run = tuple["Told", dict[str, Any], Path]
@@ -137,7 +141,7 @@ Fault = Callable[[int, int, Any], None]  # the step that is about to end, the ra
 def with_fault(fault: Fault) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """What Ray Train calls instead of `worker.run`: in every step, `fault` is called on each rank.
 
-    In the worker's own process: a function of a test's own is taken there whole.
+    In the worker's own process.
     """
 
     def run(config: dict[str, Any]) -> dict[str, Any]:
@@ -245,7 +249,7 @@ def test_a_collective_that_hangs_is_given_up_and_training_goes_on(
 
     monkeypatch.setattr(trainer.worker, "run", with_fault(stop))
     told = Told()
-    fit(job, tmp_path, told, max_failures=1, hang_timeout_s=20)
+    fit(job, tmp_path, told, max_failures=1, hang_timeout_s=150)
     assert [e["reason"] for e in told.of("restart")] == ["hang"]
     assert told.losses() == uninterrupted[0].losses()
 
@@ -278,7 +282,7 @@ def test_out_of_memory_goes_on_with_less(
     assert told.steps() == [1, 1, 2, 3, 4, 5]
     for step, loss in uninterrupted[0].losses().items():
         assert [e["loss"] for e in told.of("step") if e["step"] == step] == pytest.approx(
-            [loss] * (1 + (step == 1))
+            [loss] * (1 + (step == 1)), rel=1e-5
         )
 
 
@@ -322,7 +326,7 @@ def test_a_controller_that_is_lost_is_started_again(uninterrupted: Run, job: Job
 def test_the_best_validation_is_what_comes_out(ray_here: None, job: Job, tmp_path: Path) -> None:
     """The learning rate is far too high: the loss on what is held out soon rises, and patience ends it."""
     told = Told()
-    job = replace(job, learning_rate=0.3, schedule="constant", validate_steps=1, best_by="loss", patience=2)
+    job = replace(job, learning_rate=0.1, schedule="constant", validate_steps=1, best_by="loss", patience=2)
     result = fit(job, tmp_path, told)
     losses = {e["step"]: e["loss"] for e in told.of("validation") if e["step"]}
     best = min(losses, key=losses.__getitem__)
