@@ -23,8 +23,12 @@ quickstart: $(INSTALLED) ## Fine-tune a small real model on film reviews, and se
 	@exec $(BIN)/ift run jobs/quickstart.yaml $(ARGS)
 
 .PHONY: test
-test: $(INSTALLED) ## All tests, and the ten slowest
-	@exec $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 $(ARGS)
+test: $(INSTALLED) ## All tests but the long ones, and the ten slowest
+	@exec $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" --durations=10 $(ARGS)
+
+.PHONY: test-long
+test-long: $(INSTALLED) ## Faults injected into whole trainings, one after the other
+	@exec $(BIN)/python -m pytest -m long $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(INSTALLED) ## The tests without Ray and without the real model

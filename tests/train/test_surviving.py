@@ -17,7 +17,7 @@ from ift.data.stream import Stream
 from ift.train import trainer
 from ift.train.job import Job
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 __all__ = ["job"]  # a fixture
 
 

@@ -235,6 +235,7 @@ def test_one_worker_trains_like_two(uninterrupted: Run, job: Job, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_collective_that_hangs_is_given_up_and_training_goes_on(
     uninterrupted: Run, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +256,7 @@ def test_a_collective_that_hangs_is_given_up_and_training_goes_on(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_out_of_memory_goes_on_with_less(
     uninterrupted: Run, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +289,7 @@ def test_out_of_memory_goes_on_with_less(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_without_a_smaller_choice_out_of_memory_is_the_end(
     ray_here: None, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +303,7 @@ def test_without_a_smaller_choice_out_of_memory_is_the_end(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_controller_that_is_lost_is_started_again(uninterrupted: Run, job: Job, tmp_path: Path) -> None:
     told = Told()
 
@@ -323,6 +327,7 @@ def test_a_controller_that_is_lost_is_started_again(uninterrupted: Run, job: Job
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_best_validation_is_what_comes_out(ray_here: None, job: Job, tmp_path: Path) -> None:
     """The learning rate is far too high: the loss on what is held out soon rises, and patience ends it."""
     told = Told()
@@ -344,6 +349,7 @@ def test_the_best_validation_is_what_comes_out(ray_here: None, job: Job, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_best_score_is_what_comes_out_however_late_it_comes(
     uninterrupted: Run, job: Job, tmp_path: Path
 ) -> None:
@@ -366,6 +372,7 @@ def test_the_best_score_is_what_comes_out_however_late_it_comes(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_score_that_cannot_be_had_ends_training_with_the_reason(
     ray_here: None, job: Job, tmp_path: Path
 ) -> None:
@@ -377,6 +384,7 @@ def test_a_score_that_cannot_be_had_ends_training_with_the_reason(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_model_that_leaks_is_refused_before_the_first_step(
     ray_here: None, job: Job, tmp_path: Path
 ) -> None:
@@ -400,6 +408,7 @@ def test_a_model_that_leaks_is_refused_before_the_first_step(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_loss_that_is_no_number_is_refused_with_what_was_seen(
     ray_here: None, job: Job, tmp_path: Path
 ) -> None:
