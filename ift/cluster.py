@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ift.errors import IftError
 
@@ -52,10 +53,9 @@ def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
         if address:
             ray.init(address=address, log_to_driver=False, runtime_env=runtime_env)
         else:
-            cpus = max(os.cpu_count() or 1, workers or 2) + 2
-            ray.init(
+            _start(
                 address="local",  # without it Ray would join whatever `ray start` has left on this machine
-                num_cpus=cpus,
+                num_cpus=max(os.cpu_count() or 1, workers or 2) + 2,
                 include_dashboard=True,
                 log_to_driver=False,
                 object_store_memory=2**30,
@@ -75,6 +75,21 @@ def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
         ray.shutdown()
 
 
+def _start(**options: Any) -> None:
+    """Start a Ray here. It gives its own processes 30 s, of which a busy machine may need more: then once more."""
+    import ray
+
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray raises nothing more special
+            if not left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+
+
+_STARTS = 4
 _CARRIED = (
     "DS_ACCELERATOR",
     "HF_HUB_OFFLINE",

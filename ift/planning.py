@@ -172,13 +172,15 @@ def _look() -> dict[str, int]:
 
 
 def _machine(nodes: Sequence[Mapping[str, int]], workers: int | None, global_batch: int) -> Machine:
-    """As small as the smallest node, for any worker may land on any."""
+    """As small as the smallest node, and as full as the fullest: Ray packs workers, and any may land on any node."""
     gpus = sum(node["gpus"] for node in nodes)
     workers = workers or min(gpus or 2, global_batch)
+    places = max(node["gpus"] if gpus else node["cpus"] for node in nodes)
+    together = workers if len(nodes) == 1 else min(workers, places)
     return Machine(
         workers=workers,
-        workers_per_node=math.ceil(workers / len(nodes)),
-        nodes=min(len(nodes), workers),
+        workers_per_node=together,
+        nodes=math.ceil(workers / together),
         gpu_bytes=min(node["gpu_bytes"] for node in nodes) if gpus else None,
         host_bytes_per_node=min(node["host_bytes"] for node in nodes),
         cpus=min(node["cpus"] for node in nodes),

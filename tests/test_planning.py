@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -185,7 +186,7 @@ def test_without_gpus_two_workers_share_a_node() -> None:
     machine = planning.this_machine(None, 8)
     assert (machine.workers, machine.workers_per_node, machine.gpu_bytes) == (2, 2, None)
     assert planning.this_machine(None, 1).workers == 1  # never more than packs in a step
-    assert planning.this_machine(5, 8).workers == 5
+    assert planning.this_machine(5, 8).workers_per_node == 5
 
 
 def test_of_a_range_of_workers_the_number_that_needs_the_most_is_planned_for() -> None:
@@ -214,17 +215,40 @@ def test_what_is_auto_in_a_spec_is_left_to_the_plan(tmp_path: Path) -> None:
     assert planning.asked_of(spec_of(tmp_path, SMOL, overrides).train) == Asked("lora", 0, "none", False, 4)
 
 
-@pytest.mark.slow
-def test_a_cluster_is_looked_at_node_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    import psutil
+def test_a_cluster_is_as_small_as_its_smallest_node_and_as_full_as_its_fullest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
 
-    from ift import cluster
+    def node(name: str, gpus: int, *, alive: bool = True) -> dict[str, Any]:
+        return {
+            "NodeID": name * 56,
+            "Alive": alive,
+            "Resources": {"CPU": 8.0, **({"GPU": float(gpus)} if gpus else {})},
+        }
 
-    monkeypatch.undo()  # the nodes look at themselves
-    with cluster.connect(None, workers=3):
-        machine = planning.cluster_machine(3, 8)
-    assert (machine.workers, machine.workers_per_node, machine.nodes) == (3, 3, 1)
-    assert machine.host_bytes_per_node == psutil.virtual_memory().total
+    seen = {"a": 900, "b": 700, "c": 100, "d": 1}  # GiB of host memory
+    nodes = [node("a", 8), node("b", 4), node("c", 0), node("d", 8, alive=False)]
+
+    def look(num_cpus: int, num_gpus: float, scheduling_strategy: Any) -> Any:
+        name = scheduling_strategy.node_id[0]
+        assert (num_cpus, scheduling_strategy.soft) == (0, False)
+        assert bool(num_gpus) == (name in "ab")  # a task without a part of a GPU sees none
+        value = {"gpus": 1, "gpu_bytes": 40 * GIB, "host_bytes": seen[name] * GIB, "cpus": 8}
+        return SimpleNamespace(remote=lambda: value)
+
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "remote", lambda function: SimpleNamespace(options=look))
+    monkeypatch.setattr(ray, "get", list)
+    machine = planning.cluster_machine(None, 64)
+    assert machine == Machine(
+        workers=12,
+        workers_per_node=8,
+        nodes=2,
+        gpu_bytes=40 * GIB,
+        host_bytes_per_node=700 * GIB,
+        cpus=8,
+    )
 
 
 def test_a_decision_is_what_the_pipeline_asks_for(tiny_model: Path) -> None:
