@@ -334,7 +334,7 @@ def weights(model: Any) -> torch.Tensor:
 
 def spec_in(folder: Path, model: Path) -> None:
     train = {"epochs": 3, "global_batch": 4, "micro_batch": 2, "learning_rate": 1e-2, "checkpoint_steps": 2}
-    write_spec(folder, model, train=train)
+    write_spec(folder, model, train={**train, "zero_stage": 2})
 
 
 @pytest.fixture(scope="module")
