@@ -31,6 +31,9 @@ from ift.spec import Spec
 SHARE = 0.25  # of tokens that are supervised, where nothing is prepared yet
 _FEW = 8  # combinations that are shown of those that fit
 _BAR = 30
+# Of a GPU that is not here. Bytes a byte of its memory: 1.8 on AWS p4de, 2.1 on GCP a2-ultragpu, 3.2 on AWS p5
+# (their vendors' pages); of these only p5 has more than 12 cores a GPU.
+_HOST_A_GPU, _CORES_A_GPU = 2, 12
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,7 @@ def _machine(nodes: Sequence[Mapping[str, int]], workers: int | None, global_bat
         gpu_bytes=min(node["gpu_bytes"] for node in nodes) if gpus else None,
         host_bytes_per_node=min(node["host_bytes"] for node in nodes),
         cpus=min(node["cpus"] for node in nodes),
+        idle=max(0, gpus - workers),
     )
 
 
@@ -196,8 +200,13 @@ def described_machine(
     workers: int | None,
     global_batch: int,
 ) -> Machine:
-    """A machine in the words of the command line; what is not said is as here. Raises `IftError` for half a GPU."""
+    """A machine in the words of the command line; what is not said is as here, but for GPUs that are not here.
+
+    Their nodes are taken to be as large cloud machines are: host memory of twice the GPUs' and 12 cores each.
+    Raises `IftError` for half a GPU.
+    """
     here = _look()
+    elsewhere = gpus is not None and gpus > 0 and (gpu_memory is not None or gpus > here["gpus"])
     gpus = here["gpus"] if gpus is None else gpus
     if gpu_memory is None and gpus and not here["gpu_bytes"]:
         raise IftError(
@@ -206,15 +215,18 @@ def described_machine(
         )
     count = nodes or 1
     gpu_bytes = here["gpu_bytes"] if gpu_memory is None else int(gpu_memory * GIB)
+    together = math.ceil(gpus / count)
+    host_bytes = _HOST_A_GPU * together * gpu_bytes if elsewhere else here["host_bytes"]
     node = {
-        "gpus": math.ceil(gpus / count),
+        "gpus": together,
         "gpu_bytes": gpu_bytes,
-        "host_bytes": here["host_bytes"] if host_memory is None else int(host_memory * GIB),
-        "cpus": here["cpus"],
+        "host_bytes": host_bytes if host_memory is None else int(host_memory * GIB),
+        "cpus": _CORES_A_GPU * together if elsewhere else here["cpus"],
     }
     if gpus:
         workers = min(workers or gpus, gpus, global_batch)
-    return _machine([node] * count, workers, global_batch)
+    machine = _machine([node] * count, workers, global_batch)
+    return replace(machine, assumed=elsewhere and host_memory is None)
 
 
 def workers_of(asked: str | int | tuple[int, int], *, gpu: bool) -> int | None:
@@ -315,13 +327,18 @@ def _head(found: Plan, source: str, sizes: Sizes) -> list[Any]:
         workers = f"{times(machine.workers, 'worker')} on CPU"
     else:
         workers = f"{times(machine.workers, 'GPU')} of {machine.gpu_bytes / GIB:,.1f} GiB"
+        if machine.idle and machine.workers == found.global_batch:
+            workers += f" ({machine.idle} more are idle: a step's {times(found.global_batch, 'pack')} are one a worker)"
+        elif machine.idle:
+            workers += f" ({machine.idle} more are idle)"
     nodes = f"{machine.nodes} nodes, each with" if machine.nodes > 1 else "a node with"
     rows = [
         ("model", f"{shape.name}: {what}"),
         ("shape", source),
         (
             "machine",
-            f"{workers}; {nodes} {machine.host_bytes_per_node / GIB:,.1f} GiB and {times(machine.cpus, 'core')}",
+            f"{workers}; {nodes} {machine.host_bytes_per_node / GIB:,.1f} GiB and {times(machine.cpus, 'core')}"
+            + ", as is assumed without --host-memory GIB" * machine.assumed,
         ),
         ("data", f"packs of {sizes.length:,} tokens, {sizes.words}"),
         (

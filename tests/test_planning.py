@@ -170,8 +170,24 @@ def test_a_machine_in_words_of_the_command_line() -> None:
         nodes=2,
         gpu_bytes=80 * GIB,
         host_bytes_per_node=1000 * GIB,
-        cpus=2,
+        cpus=96,
     )
+
+
+def test_nodes_of_gpus_that_are_not_here_are_taken_to_be_large(tmp_path: Path) -> None:
+    machine = planning.described_machine(
+        gpus=16, gpu_memory=80.0, nodes=2, host_memory=None, workers=None, global_batch=64
+    )
+    assert machine.assumed
+    assert machine.host_bytes_per_node == 2 * 8 * 80 * GIB
+    words = " ".join(shown(tmp_path, "Qwen/Qwen2.5-7B", gpus=8, gpu_memory=80).split())
+    assert "1,280.0 GiB and 96 cores, as is assumed without --host-memory GIB" in words
+    assert "choice full, ZeRO-2" in words
+
+
+def test_gpus_that_a_step_does_not_reach_are_told(tmp_path: Path) -> None:
+    words = " ".join(shown(tmp_path, "Qwen/Qwen2.5-7B", gpus=16, gpu_memory=80, nodes=2).split())
+    assert "8 GPUs of 80.0 GiB (8 more are idle: a step's 8 packs are one a worker)" in words
 
 
 def test_half_a_gpu_is_no_machine() -> None:

@@ -70,6 +70,8 @@ class Machine:
     cpus: int  # of a node
     process_bytes: int = PROCESS  # a worker on CPU before it has loaded anything
     host_bytes_taken: int = HOST  # of each node, by what is no worker
+    assumed: bool = False  # nobody said what the nodes have besides their GPUs
+    idle: int = 0  # GPUs without a worker
 
 
 @dataclass(frozen=True)
@@ -333,12 +335,7 @@ def memory_of(job: _Job, choice: Choice) -> Memory:
         return Memory(rows, moment, node, moment)
     host = _on_host(job, choice)
     host_moment = max(host, key=lambda name: host[name])
-    return Memory(
-        rows,
-        moment,
-        machine.workers_per_node * host[host_moment] + machine.host_bytes_taken,
-        host_moment,
-    )
+    return Memory(rows, moment, host[host_moment] + machine.host_bytes_taken, host_moment)
 
 
 def _on_cpu(job: _Job, choice: Choice) -> dict[str, dict[str, int]]:
@@ -441,8 +438,11 @@ def _on_gpu(job: _Job, choice: Choice) -> dict[str, dict[str, int]]:
 
 
 def _on_host(job: _Job, choice: Choice) -> dict[str, int]:
-    """Host memory of a worker that has a GPU, by moment, in words that say what it is."""
-    way, workers = job.ways[choice.method], job.machine.workers
+    """Host memory of a node's workers that have a GPU, by moment, in words that say what it is.
+
+    Under ZeRO-3 the first rank alone reads values, and gives each layer's to all (transformers' loading for it).
+    """
+    way, workers, together = job.ways[choice.method], job.machine.workers, job.machine.workers_per_node
     wide, part = BYTES[job.precision], _part(way.trained, workers)
     all_weights = job.shape.parameters + (way.trained if choice.method == "lora" else 0)
     offloaded = 0
@@ -450,19 +450,20 @@ def _on_host(job: _Job, choice: Choice) -> dict[str, int]:
         # weights and gradients in fp32, two moments; 16-bit weights on their way back to the GPU
         offloaded = _pinned(4 * part) + 8 * part + _pinned(4 * part) + _pinned(wide * part)
         offloaded += _pinned(4 * part) if choice.zero_stage == 3 else 0
-    if choice.offload == "parameters":
-        offloaded += _pinned(wide * _part(all_weights, workers))
-    if (
-        job.nvme and choice.offload != "none"
-    ):  # buffers of four states of a sub-group, five of weights in passing
-        offloaded = 16 * min(part, _SUB_GROUP) + 5 * wide * 100_000_000
-    return {
-        "the model is read into each worker's memory before it goes to its GPU": _GPU_PROCESS
-        + wide * all_weights,
-        "what is offloaded, and the copy of a checkpoint that is being written": _GPU_PROCESS
-        + offloaded
-        + _checkpoint(job, part),
+    born = _pinned(wide * _part(all_weights, workers)) if choice.offload == "parameters" else 0
+    if job.nvme and choice.offload != "none":
+        # buffers of four states of a sub-group, five of weights in passing
+        offloaded, born = 16 * min(part, _SUB_GROUP) + 5 * wide * 100_000_000, 0
+    if choice.zero_stage == 3:
+        loading = {"the first worker reads the whole model, for all": wide * all_weights + together * born}
+    else:
+        reads = "the model is read into each worker's memory before it goes to its GPU"
+        loading = {reads: together * wide * all_weights}
+    training = {
+        "what is offloaded, and the copy of a checkpoint that is being written": together
+        * (offloaded + born + _checkpoint(job, part))
     }
+    return {moment: together * _GPU_PROCESS + size for moment, size in (loading | training).items()}
 
 
 def _passes(job: _Job, choice: Choice) -> tuple[int, int]:

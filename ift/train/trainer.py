@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def fit(
     Raises `IftError` where training refuses or fails; the workers' last error is in its text.
     """
     places.check(job.checkpoints)
-    failures, furthest, broken = 0, -1, set[str]()
+    failures, furthest, broken, nodes = 0, -1, set[str](), _Nodes(gpus)
     while True:
         checkpoint.clean(job.checkpoints)
         found = checkpoint.latest(
@@ -67,8 +67,8 @@ def fit(
         )
         if found and found.step > furthest:
             failures, furthest = 0, found.step
-        world = _room(fewest, most, gpus, wait_for_nodes_s, on_event)
-        attempt = _Attempt(job, found, world, most, gpus, scratch, hang_timeout_s, on_event, score)
+        world = _room(fewest, most, nodes, wait_for_nodes_s, on_event)
+        attempt = _Attempt(job, found, world, most, nodes, scratch, hang_timeout_s, on_event, score)
         try:
             summary = attempt.run()
         except faults.Lost as lost:
@@ -90,6 +90,32 @@ def fit(
 
 
 @dataclass
+class _Nodes:
+    """What the cluster has for workers."""
+
+    gpus: int
+    left: set[str] = field(default_factory=set)  # ids; a node that leaves never comes back under the same one
+
+    def leaving(self) -> set[str]:
+        """The ids of nodes of which it is known that they will go, or went: Ray lists some as alive after that."""
+        import ray
+
+        self.left.update(ray._private.state.state.get_draining_nodes() or {})
+        return self.left
+
+    def capacity(self) -> int:
+        """How many workers the nodes have room for: one a GPU, or one a CPU and one CPU left for other work."""
+        import ray
+
+        leaving, room = self.leaving(), 0
+        for node in ray.nodes():
+            if node["Alive"] and node["NodeID"] not in leaving:
+                has = node["Resources"]
+                room += int(has.get("GPU", 0)) if self.gpus else max(0, int(has.get("CPU", 0)) - 1)
+        return room
+
+
+@dataclass
 class _Attempt:
     """One Ray Train run: from the last checkpoint to the end, to a fault, or to a pause that was asked for."""
 
@@ -97,7 +123,7 @@ class _Attempt:
     found: checkpoint.Found | None
     world: int
     most: int
-    gpus: int
+    nodes: _Nodes
     scratch: Path
     hang_timeout_s: int
     on_event: Callable[[Event], None]
@@ -129,12 +155,12 @@ class _Attempt:
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.world,
-                use_gpu=bool(self.gpus),
-                resources_per_worker={"CPU": WORKER_CPUS, **({"GPU": 1} if self.gpus else {})},
+                use_gpu=bool(self.nodes.gpus),
+                resources_per_worker={"CPU": WORKER_CPUS, **({"GPU": 1} if self.nodes.gpus else {})},
                 # GPUs of a node are near each other; on CPU each worker should have a node's memory
-                placement_strategy="PACK" if self.gpus else "SPREAD",
+                placement_strategy="PACK" if self.nodes.gpus else "SPREAD",
             ),
-            torch_config=backend("nccl" if self.gpus else "gloo", self.hang_timeout_s),
+            torch_config=backend("nccl" if self.nodes.gpus else "gloo", self.hang_timeout_s),
             run_config=ray.train.RunConfig(
                 name=name,
                 storage_path=str(self.scratch / "ray"),
@@ -194,11 +220,11 @@ class _Attempt:
         """Ask for a pause where a worker's node will go, or where more workers have had room for a while."""
         import ray
 
-        leaving = _leaving()
+        leaving = self.nodes.leaving()
         joined = ray.get(self.mailbox.workers.remote(), timeout=60)
         if leaving & {node for node, _ in joined.values()}:
             self.mailbox.ask.remote("preemption")
-        elif len(joined) == self.world < self.most and _capacity(self.gpus) > self.world:
+        elif len(joined) == self.world < self.most and self.nodes.capacity() > self.world:
             room_since = room_since or time.monotonic()
             if time.monotonic() - room_since >= _SURE_S:
                 self.mailbox.ask.remote("growth")
@@ -226,36 +252,17 @@ def _here() -> Any:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def _leaving() -> set[str]:
-    """The ids of nodes of which it is known that they will go."""
-    import ray
-
-    return set(ray._private.state.state.get_draining_nodes() or {})
-
-
-def _capacity(gpus: int) -> int:
-    """How many workers the nodes have room for: one a GPU, or one a CPU and one CPU left for other work."""
-    import ray
-
-    leaving, room = _leaving(), 0
-    for node in ray.nodes():
-        if node["Alive"] and node["NodeID"] not in leaving:
-            has = node["Resources"]
-            room += int(has.get("GPU", 0)) if gpus else max(0, int(has.get("CPU", 0)) - 1)
-    return room
-
-
-def _room(fewest: int, most: int, gpus: int, patience_s: float, on_event: Callable[[Event], None]) -> int:
+def _room(fewest: int, most: int, nodes: _Nodes, patience_s: float, on_event: Callable[[Event], None]) -> int:
     """The number of workers for the next attempt; waits for nodes where there is no room for the fewest.
 
     Raises `IftError` where there is none after `patience_s`.
     """
     deadline, told = time.monotonic() + patience_s, False
-    while (room := _capacity(gpus)) < fewest:
+    while (room := nodes.capacity()) < fewest:
         if time.monotonic() > deadline:
             raise IftError(
                 f"the cluster has had room for {room} workers for {patience_s / 60:.0f} minutes",
-                wanted=f"room for {fewest}" + (", each with a GPU" if gpus else ""),
+                wanted=f"room for {fewest}" + (", each with a GPU" if nodes.gpus else ""),
                 hint="run again when its nodes are back, or lower cluster.workers; [fewest, most] goes on with fewer",
             )
         if not told:

@@ -207,6 +207,13 @@ def test_offloading_moves_the_optimizer_to_the_host() -> None:
     assert some.node_moment.startswith("what is offloaded")
 
 
+def test_born_partitioned_a_model_is_read_once_on_a_node() -> None:
+    shape, machine = llama(7_000_000_000), gpus(8)
+    two, three = (memory_of(shape, machine, Choice("full", stage, "none", False, 1)) for stage in (2, 3))
+    assert two.node - three.node == 7 * 14_000_000_000
+    assert three.node_moment == "the first worker reads the whole model, for all"
+
+
 def test_a_checkpoint_on_its_way_is_a_copy_of_weights_and_moments() -> None:
     choice = Choice("full", 2, "none", False, 1)
     rows = memory_of(SMOL, cpus(2), choice, checkpoints=True).worker
