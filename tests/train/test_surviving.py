@@ -45,8 +45,8 @@ def add(nodes: Any) -> Any:
     return nodes.add_node(num_cpus=2, object_store_memory=2**27)
 
 
-def gates(*places: tuple[int, int]) -> Callable[[int, int, Any], None]:
-    """In each of these steps, of so many workers, they wait until the driver wants a pause.
+def gates(*places: tuple[int, int], until: Path) -> Callable[[int, int, Any], None]:
+    """In each of these steps, of so many workers, they wait until the driver wants a pause, or a file is there.
 
     So what the driver does in the meantime is sure to find them at work, however busy the machine.
     """
@@ -56,7 +56,7 @@ def gates(*places: tuple[int, int]) -> Callable[[int, int, Any], None]:
 
         if (step, torch.distributed.get_world_size()) in places:
             deadline = time.monotonic() + 400
-            while not ray.get(mailbox.asked.remote()):
+            while not until.exists() and not ray.get(mailbox.asked.remote()):
                 assert time.monotonic() < deadline, "nobody asked for a pause"
                 time.sleep(0.2)
 
@@ -108,8 +108,8 @@ def test_a_run_shrinks_and_grows_with_its_cluster(
     whole = Told()
     fit(job, tmp_path / "whole", whole, workers=1)
 
-    first, told = add(nodes), Watch()
-    monkeypatch.setattr(trainer.worker, "run", with_fault(gates((3, 2), (6, 1), (9, 2))))
+    first, told, lost = add(nodes), Watch(), tmp_path / "lost"
+    monkeypatch.setattr(trainer.worker, "run", with_fault(gates((3, 2), (6, 1), (9, 2), until=lost)))
     with ThreadPoolExecutor(1) as thread:  # Ray starts nodes on the main thread alone
         run = thread.submit(fit, job, tmp_path / "elastic", told, fewest=1, most=2, max_failures=5)
         told.wait_for(2, 2, run)
@@ -118,6 +118,7 @@ def test_a_run_shrinks_and_grows_with_its_cluster(
         second = add(nodes)
         told.wait_for(8, 2, run)
         nodes.remove_node(second, allow_graceful=False)
+        lost.touch()
         result = run.result()
     starts, restarts = told.of("start"), told.of("restart")
     # that a node is lost shows after a while: until then it is counted on, and the other one has both workers
