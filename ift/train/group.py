@@ -8,10 +8,14 @@ Out: what `TorchTrainer` takes as its `torch_config`.
 Gloo asks the system for the host's own name, which often is 127.0.0.1 (Debian writes it so into /etc/hosts), and then
 tells the other nodes to connect there. Ray knows the address by which nodes reach each other: the interface that has
 it is the one to name.
+
+DeepSpeed makes process groups of its own and gives them no time-out, so torch's default holds for those, half an hour
+on gloo: a collective in one of them would hang for that long, whatever the user asked for.
 """
 
 import os
 import socket
+from datetime import timedelta
 from typing import Any
 
 _SETTINGS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # of the libraries; what the user has set stays
@@ -24,6 +28,7 @@ def backend(library: str, hang_timeout_s: int) -> Any:
     class Backend(_TorchBackend):  # type: ignore[misc]
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
             worker_group.execute(choose_interface)
+            worker_group.execute(limit_new_groups, hang_timeout_s)
             super().on_start(worker_group, backend_config)
 
     class Config(TorchConfig):  # type: ignore[misc]
@@ -42,6 +47,15 @@ def choose_interface() -> None:
     if name:
         for setting in _SETTINGS:
             os.environ.setdefault(setting, name)
+
+
+def limit_new_groups(hang_timeout_s: int) -> None:
+    """Give up a collective after so many seconds in every group made from now on without a time-out of its own."""
+    from torch.distributed import distributed_c10d
+
+    limit = timedelta(seconds=hang_timeout_s)
+    for default in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        setattr(distributed_c10d, default, limit)
 
 
 def interface_of(address: str) -> str | None:
