@@ -7,11 +7,14 @@ Out: files that are either whole or not there.
     read_json(run / "train" / "manifest.json")                    # None where it is not
 """
 
+import hashlib
 import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +93,23 @@ def drop_half_line(path: Path) -> None:
         whole = path.read_bytes()
         if not whole.endswith(b"\n"):
             os.truncate(path, whole.rfind(b"\n") + 1)
+
+
+def code_digest(house: Path, sections: Iterable[str], libraries: Iterable[str]) -> str:
+    """A digest of the Python files in these folders of `house`, and of the versions of these libraries.
+
+    What such code makes is kept under it: a change to the code makes everything anew.
+    """
+    # of Python count its random draws and its tables of Unicode
+    digest = hashlib.sha256(f"python {sys.version_info[:2]}\n".encode())
+    for library in libraries:
+        digest.update(f"{library} {metadata.version(library)}\n".encode())
+    for section in sections:
+        for path in sorted((house / section).rglob("*.py")):
+            name = path.relative_to(house)
+            if "library" not in name.parts:  # hooks of tasks: they count with their task
+                digest.update(f"{name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def require_room(folder: Path, needed: int, what: str) -> None:

@@ -14,15 +14,15 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from ift import storage
 
 _HOUSE = Path(__file__).resolve().parents[1]
 _DECIDES = ("prompts", "tasks", "data")  # the sections whose code decides what an example and its tokens are
@@ -40,16 +40,7 @@ def address(cache: Path, kind: str, name: str, *parts: Any) -> Path:
 @lru_cache(maxsize=1)
 def code_version() -> str:
     """A digest of the code that words and tokenizes: a change to it makes everything anew."""
-    # of Python count its random draws and its tables of Unicode
-    digest = hashlib.sha256(f"python {sys.version_info[:2]}\n".encode())
-    for library in _LIBRARIES:
-        digest.update(f"{library} {metadata.version(library)}\n".encode())
-    for section in _DECIDES:
-        for path in sorted((_HOUSE / section).rglob("*.py")):
-            name = path.relative_to(_HOUSE)
-            if "library" not in name.parts:  # hooks of tasks: they count with their task
-                digest.update(f"{name}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
+    return storage.code_digest(_HOUSE, _DECIDES, _LIBRARIES)
 
 
 def digest_of(path: Path) -> str:

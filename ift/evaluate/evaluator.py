@@ -7,27 +7,39 @@ Out: one prediction an item, in the items' order, each with a score.
 
 Three kinds of items, because they tell different stories:
 
-    multiple_choice  ranked by log-likelihood a token                    score: 1.0 if the right one is first
+    multiple_choice  ranked by log-likelihood                            score: 1.0 if the right one is first
     reference        loss on a given answer                              score: nats a token, lower is better
     generation       a greedy answer, checked by rule or by a metric     score: 0.0 to 1.0
 
-Batches are composed here, longest first, so that predictions do not depend on how many actors share them.
+Choices are ranked in one of three ways (`RANKINGS`), as the field does:
+
+    length           log-likelihood a token, so that long answers do not lose for their length (Brown et al. 2020)
+    raw              log-likelihood of the whole answer
+    unconditional    raw, less that of the answer behind no question: how much the question tells for it
+                     (PMI_DC: Holtzman et al. 2021, arXiv 2104.08315)
+
+Batches are composed here, of items of one task and of like length, so that predictions depend neither on how many
+actors share them nor on which other tasks are asked.
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ift.evaluate.generate import generate
 from ift.evaluate.score import Tree, score
+from ift.evaluate.store import Store
 from ift.prompts.chat import Tokenizer, encode_completion, encode_prompt, end_of_turn
 from ift.tasks.checks import check
 from ift.tasks.metrics import grade
 
 Item = Mapping[str, Any]
 Prediction = dict[str, Any]
+RANKINGS = ("length", "raw", "unconditional")
 _ROWS = 64  # sequences in a batch, at most
+_NO_QUESTION = "Answer:"  # what choices stand behind where they are ranked without their question
 
 
 def evaluate(
@@ -39,12 +51,17 @@ def evaluate(
     threads: int,
     batch_tokens: int,
     dtype: str = "float32",
+    ranking: str = "length",
     base: Sequence[Mapping[str, Any]] | None = None,
+    store: Store | None = None,
     progress: Callable[[int, int | None], None] | None = None,
+    took: Callable[[Sequence[int], float], None] | None = None,
 ) -> list[Prediction]:
     """Predict and grade every item with a Ray Data pool of `actors`, each with a copy of the model.
 
-    `base` are the base model's predictions of the same items, for the rules that compare with its answers.
+    `base` are the base model's predictions of the same items, for the rules that compare with its answers. What
+    `store` has is not computed again, and what is computed goes there batch by batch. `took` hears of each batch:
+    its items' numbers and the seconds that they took when they were computed.
     """
     import pyarrow as pa
     import ray.data
@@ -53,33 +70,55 @@ def evaluate(
 
     if not items:
         return []
+    items = [{**item, "ranking": ranking} if item["kind"] == "multiple_choice" else item for item in items]
     if base is not None:
-        items = [{**item, "base": b["output"]} for item, b in zip(items, base, strict=True)]
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+        items = [
+            {**item, "base": b["output"]} if "length_of_base" in (item["check"] or ()) else item
+            for item, b in zip(items, base, strict=True)
+        ]
     groups = batches(
         load_tokenizer(model_dir), items, batch_tokens, encoder_decoder=is_encoder_decoder(model_dir)
     )
-    rows = [pa.table({"batch": [json.dumps([[i, dict(items[i])] for i in group])]}) for group in groups]
     predictions: dict[int, Prediction] = {}
-    answers = ray.data.from_arrow(rows).map_batches(
-        Predictor,
-        batch_size=1,
-        batch_format="pyarrow",
-        fn_constructor_kwargs={
-            "model_dir": str(model_dir),
-            "dtype": dtype,
-            "threads": threads,
-            "gpu": bool(gpus),
-        },
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(groups))),
-        num_cpus=1,
-        num_gpus=1 if gpus else 0,
-    )
-    for row in answers.iter_rows():
-        predictions.update(dict(json.loads(row["predictions"])))
+
+    def arrived(group: Sequence[int], made: Sequence[Prediction], seconds: float) -> None:
+        predictions.update(zip(group, made, strict=True))
+        if took:
+            took(group, seconds)
         if progress:
             progress(len(predictions), len(items))
+
+    left = []
+    for group in groups:
+        if store and (kept := store.get([items[i] for i in group])):
+            arrived(group, *kept)
+        else:
+            left.append(group)
+    if left:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        rows = [
+            pa.table({"batch": [json.dumps([n, [items[i] for i in group]])]}) for n, group in enumerate(left)
+        ]
+        answers = ray.data.from_arrow(rows).map_batches(
+            Predictor,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_constructor_kwargs={
+                "model_dir": str(model_dir),
+                "dtype": dtype,
+                "threads": threads,
+                "gpu": bool(gpus),
+            },
+            compute=ray.data.ActorPoolStrategy(size=min(actors, len(left))),
+            num_cpus=1,
+            num_gpus=1 if gpus else 0,
+        )
+        for row in answers.iter_rows():
+            number, made, seconds = json.loads(row["predictions"])
+            if store:
+                store.put([items[i] for i in left[number]], made, seconds=seconds)
+            arrived(left[number], made, seconds)
     assert len(predictions) == len(items), f"{len(predictions)} predictions for {len(items)} items"
     return [predictions[i] for i in range(len(items))]
 
@@ -87,14 +126,18 @@ def evaluate(
 def batches(
     tokenizer: Tokenizer, items: Sequence[Item], batch_tokens: int, *, encoder_decoder: bool = False
 ) -> list[list[int]]:
-    """Numbers of items that go through the model together: of one kind, of like length, costly ones first."""
+    """Numbers of items that go through the model together: of one task, of like length, costly ones first.
+
+    Items whose prompts begin alike (`context`, the solved examples before the question) stay together too: what a
+    batch shares is computed once.
+    """
     lengths = [_length(tokenizer, item, encoder_decoder) for item in items]
-    by_kind: dict[tuple[bool, int], list[int]] = {}
+    alike: dict[tuple[Any, ...], list[int]] = {}
     for i, item in enumerate(items):
-        generated = item["kind"] == "generation"
-        by_kind.setdefault((generated, item["max_new_tokens"] if generated else 0), []).append(i)
+        kind = (item["suite"], item["name"], item.get("context", ""))
+        alike.setdefault((*kind, _budget(item)), []).append(i)
     groups: list[list[int]] = []
-    for _, numbers in sorted(by_kind.items(), reverse=True):
+    for numbers in alike.values():
         group: list[int] = []
         for i in sorted(numbers, key=lambda i: (-lengths[i], i)):
             if group and (len(group) == _ROWS or (len(group) + 1) * lengths[group[0]] > batch_tokens):
@@ -102,7 +145,12 @@ def batches(
                 group = []
             group.append(i)
         groups.append(group)
-    return groups
+    return sorted(groups, key=lambda g: (_budget(items[g[0]]), lengths[g[0]]), reverse=True)
+
+
+def _budget(item: Item) -> int:
+    """Tokens that may be written; 0 where none are."""
+    return int(item["max_new_tokens"]) if item["kind"] == "generation" else 0
 
 
 def _length(tokenizer: Tokenizer, item: Item, encoder_decoder: bool = False) -> int:
@@ -140,69 +188,123 @@ class Predictor:
     def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
 
-        answers = [json.dumps(self.predict(json.loads(text))) for text in batch.column("batch").to_pylist()]
+        answers = [json.dumps(self._answer(*json.loads(text))) for text in batch.column("batch").to_pylist()]
         return pa.table({"predictions": answers})
 
-    def predict(self, numbered: Sequence[tuple[int, Item]]) -> list[tuple[int, Prediction]]:
-        """`(number, item)` pairs of one kind to `(number, prediction)` pairs."""
-        items = [item for _, item in numbered]
+    def _answer(self, number: int, items: Sequence[Item]) -> tuple[int, list[Prediction], float]:
+        started = time.perf_counter()
+        return number, self.predict(items), time.perf_counter() - started
+
+    def predict(self, items: Sequence[Item]) -> list[Prediction]:
+        """The predictions of items that are all generations, or none of which is one."""
         predict = predict_generations if items[0]["kind"] == "generation" else predict_likelihoods
-        predictions = predict(self.model, self.tokenizer, items)
-        return [(i, prediction) for (i, _), prediction in zip(numbered, predictions, strict=True)]
+        return predict(self.model, self.tokenizer, items)
 
 
 def predict_likelihoods(model: Any, tokenizer: Tokenizer, items: Sequence[Item]) -> list[Prediction]:
-    """Choices ranked by mean log-likelihood a token; references by their loss."""
+    """Choices ranked by log-likelihood; references by their loss."""
     predictions = []
-    trees = [_tree(tokenizer, item, model.config.is_encoder_decoder) for item in items]
-    for item, scores in zip(items, score(model, trees), strict=True):
+    encoder_decoder = model.config.is_encoder_decoder
+    trees = [_tree(tokenizer, item, encoder_decoder) for item in items]
+    alone = _unconditional(model, tokenizer, items)
+    for item, tree, scores in zip(items, trees, score(model, trees), strict=True):
+        spent = {"prompt_tokens": len(tree.prompt), "new_tokens": sum(map(len, tree.continuations))}
         means = [sum(tokens) / len(tokens) for tokens in scores]
         if item["kind"] == "reference":
-            predictions.append(_prediction(item, output="", expected=item["reference"], score=-means[0]))
+            predictions.append(
+                _prediction(item, output="", expected=item["reference"], score=-means[0], **spent)
+            )
             continue
-        best = max(range(len(means)), key=means.__getitem__)
-        right = float(best == item["answer"])
+        ranked = {"length": means, "raw": [sum(tokens) for tokens in scores]}
+        if item.get("ranking") == "unconditional":
+            before = [alone[item["system"], choice] for choice in item["choices"]]
+            ranked["unconditional"] = [
+                with_ - without for with_, without in zip(ranked["raw"], before, strict=True)
+            ]
+        decisive = ranked[item.get("ranking", "length")]
+        best = max(range(len(decisive)), key=decisive.__getitem__)
         predictions.append(
             _prediction(
                 item,
                 output=item["choices"][best],
                 expected=item["choices"][item["answer"]],
-                score=right,
-                detail=means,
+                score=float(best == item["answer"]),
+                detail=ranked,
+                **spent,
             )
         )
     return predictions
 
 
+def _unconditional(model: Any, tokenizer: Tokenizer, items: Sequence[Item]) -> dict[tuple[str, str], float]:
+    """The log-likelihood of every choice behind no question, by system prompt and choice; each computed once."""
+    asked = [item for item in items if item.get("ranking") == "unconditional"]
+    choices: dict[str, dict[str, None]] = {}
+    for item in asked:
+        choices.setdefault(item["system"], {}).update(dict.fromkeys(item["choices"]))
+    trees = [
+        _tree(
+            tokenizer,
+            {"kind": "multiple_choice", "prompt": _NO_QUESTION, "system": system, "choices": list(texts)},
+            model.config.is_encoder_decoder,
+        )
+        for system, texts in choices.items()
+    ]
+    found = score(model, trees) if trees else []
+    return {
+        (system, text): sum(tokens)
+        for (system, texts), scores in zip(choices.items(), found, strict=True)
+        for text, tokens in zip(texts, scores, strict=True)
+    }
+
+
 def predict_generations(model: Any, tokenizer: Tokenizer, items: Sequence[Item]) -> list[Prediction]:
     """Greedy answers, graded by the item's rules, or by its task's metric against the reference."""
+    prompts = [_prompt(tokenizer, item, model.config.is_encoder_decoder) for item in items]
     answers = generate(
         model,
-        [_prompt(tokenizer, item, model.config.is_encoder_decoder) for item in items],
+        prompts,
         max_new_tokens=items[0]["max_new_tokens"],
         stop=sorted({end_of_turn(tokenizer), tokenizer.eos_token_id} - {None}),
     )
     predictions = []
-    for item, ids in zip(items, answers, strict=True):
+    for item, prompt, ids in zip(items, prompts, answers, strict=True):
+        spent = {"prompt_tokens": len(prompt), "new_tokens": len(ids)}
         output = tokenizer.decode(ids, skip_special_tokens=True).strip()
         if item["check"]:
             failures = check(output, item["check"], item.get("base"))
             predictions.append(
-                _prediction(item, output=output, expected=None, score=float(not failures), detail=failures)
+                _prediction(
+                    item, output=output, expected=None, score=float(not failures), detail=failures, **spent
+                )
             )
         else:
             score = grade(item["metric"], output, item["reference"])
-            predictions.append(_prediction(item, output=output, expected=item["reference"], score=score))
+            predictions.append(
+                _prediction(item, output=output, expected=item["reference"], score=score, **spent)
+            )
     return predictions
 
 
 def _prediction(
-    item: Item, *, output: str, expected: str | None, score: float, detail: Any = None
+    item: Item,
+    *,
+    output: str,
+    expected: str | None,
+    score: float,
+    prompt_tokens: int,
+    new_tokens: int,
+    detail: Any = None,
 ) -> Prediction:
     return {
         **{key: item[key] for key in ("suite", "name", "id", "kind", "metric", "prompt")},
+        "shots": item.get("shots", 0),
+        "draw": item.get("draw", 0),
         "output": output,
         "expected": expected,
         "score": score,
+        "chance": 1 / len(item["choices"]) if item["kind"] == "multiple_choice" else 0.0,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
         "detail": json.dumps(detail),
     }

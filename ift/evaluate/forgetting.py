@@ -1,7 +1,7 @@
 """What tuning gained and what it made the model forget.
 
 In:  the predictions of the base and of the tuned model on the same items.
-Out: per task the gain, per probe the drop, each with a 95 % interval.
+Out: per task the gain, per probe the drop, each with a 95 % interval; and whether a drop can be chance.
 
     compare(before, after)    # [{"name": "arithmetic", "base": {...}, "tuned": {...}, "drop": {"value": 0.02, ...}}]
 
@@ -18,15 +18,19 @@ from typing import Any
 
 import numpy as np
 
-Interval = dict[str, float | None]
-_RESAMPLES = 4000
+from ift.evaluate.statistics import holm, interval, p_of_drop
+
 _METRICS = {"multiple_choice": "accuracy", "reference": "nats a token", "generation": "rules kept"}
 
 
 def compare(
     before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Tasks and probes, each `{name, kind, metric, items, base, tuned, gain | drop}`, in the items' order."""
+    """Tasks and probes, each `{name, kind, metric, items, base, tuned, normalised, gain | drop}`, in the items' order.
+
+    What was not trained on (probes, and tasks held out) has `p`, the probability of such a drop by chance, and
+    `p_corrected` for how many of them there are.
+    """
     if [(p["name"], p["id"]) for p in before] != [(p["name"], p["id"]) for p in after]:
         raise ValueError("the two models were not asked the same items")
     groups: dict[tuple[str, str], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
@@ -37,7 +41,7 @@ def compare(
         first = pairs[0][0]
         base = np.array([b["score"] for b, _ in pairs], dtype=float)
         tuned = np.array([a["score"] for _, a in pairs], dtype=float)
-        row = {
+        row: dict[str, Any] = {
             "name": name,
             "kind": first["kind"],
             "metric": (first["metric"] or _METRICS[first["kind"]]).replace("_", " ")
@@ -46,35 +50,51 @@ def compare(
             "base": interval(base),
             "tuned": interval(tuned),
         }
-        if suite != "probe":
-            tasks.append({**row, "held_out": suite == "held_out", "gain": interval(tuned - base)})
-            continue
         if first["kind"] == "reference":
-            drop = {key: None if v is None else 1 - math.exp(-v) for key, v in interval(tuned - base).items()}
+            worse = tuned - base
+            drop = {key: None if v is None else 1 - math.exp(-v) for key, v in interval(worse).items()}
         else:
-            drop = interval(base - tuned)
+            worse = base - tuned
+            drop = interval(worse)
+            chance = float(np.mean([b.get("chance", 0.0) for b, _ in pairs]))
+            row["normalised"] = {
+                "chance": chance,
+                "base": normalised(base.mean(), chance),
+                "tuned": normalised(tuned.mean(), chance),
+            }
         if first["kind"] == "generation":
             row["answer_words"] = {"base": _words(b for b, _ in pairs), "tuned": _words(a for _, a in pairs)}
-        probes.append({**row, "drop": drop})
+        if suite != "task":
+            row["p"] = p_of_drop(worse)
+        if suite == "probe":
+            probes.append({**row, "drop": drop})
+        else:
+            tasks.append({**row, "held_out": suite == "held_out", "gain": interval(tuned - base)})
+    tested = [row for row in [*tasks, *probes] if "p" in row]
+    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_corrected"] = p
     return tasks, probes
 
 
-def interval(values: np.ndarray) -> Interval:
-    """The mean of `values` and its 95 % percentile-bootstrap interval (Efron 1979), with a fixed seed.
-
-    One value has no interval: `low` and `high` are None.
+def normalised(score: float, chance: float) -> float:
+    """`score` with guessing as 0 and all right as 1: `(score - chance) / (1 - chance)` (FLAN: Wei et al. 2022,
+    arXiv 2109.01652, as a share). Guessing that is always right leaves nothing to measure: 0.
     """
-    from scipy.stats import bootstrap
+    return float((score - chance) / (1 - chance)) if chance < 1 else 0.0
 
-    mean = float(values.mean())
-    if len(values) < 2:
-        return {"value": mean, "low": None, "high": None}
-    if np.ptp(values) == 0:  # the bootstrap of equal values is that value
-        return {"value": mean, "low": mean, "high": mean}
-    result = bootstrap(
-        (values,), np.mean, n_resamples=_RESAMPLES, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return {"value": mean, "low": float(result.low), "high": float(result.high)}
+
+def backward_transfer(scores: Sequence[Sequence[float]]) -> float:
+    """What learning later tasks did to earlier ones: the mean over tasks i < T of `scores[T][i] - scores[i][i]`.
+
+    `scores[t][i]` is the score on task i after stage t; below 0 is forgetting (Lopez-Paz and Ranzato 2017, Gradient
+    episodic memory for continual learning, arXiv 1706.08840). Raises `ValueError` for fewer than two stages.
+    """
+    stages = len(scores)
+    if stages < 2 or any(len(row) < stages for row in scores):
+        raise ValueError(
+            f"{stages} stages with {[len(row) for row in scores]} scores; wanted two or more, square"
+        )
+    return math.fsum(scores[-1][i] - scores[i][i] for i in range(stages - 1)) / (stages - 1)
 
 
 def _words(predictions: Any) -> float:

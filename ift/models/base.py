@@ -10,12 +10,13 @@ Weights are read from safetensors or GGUF alone, and no code of a repository is 
 """
 
 import hashlib
+import json
 import multiprocessing
 import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,31 @@ def _quiet_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def digest(folder: Path) -> str:
+    """What the model in `folder` computes, by the content of its files; an adapter's holds its base's. 64 digits.
+
+    Cards and other texts for people do not count.
+    """
+    paths = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern) if path.name != "ift.json"})
+    with ThreadPoolExecutor(8) as threads:  # hashing leaves Python's lock alone
+        contents = list(threads.map(_content, paths))
+    named = [f"{path.name} {content}" for path, content in zip(paths, contents, strict=True)]
+    if is_adapter(folder):
+        from ift.models import adapters
+
+        named.append(f"base {digest(adapters.base_of(folder))}")
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()
+
+
+def _content(path: Path) -> str:
+    if path.name == ADAPTER:  # where its base lies on this machine is no matter
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings.pop("base_model_name_or_path", None)
+        return json.dumps(settings, sort_keys=True)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parameter_count(folder: Path) -> int:

@@ -8,9 +8,10 @@ Out: one verdict, pass, fail or unclear, and a line for every check that says wh
     # 'pass'
 
 A gain passes where its whole interval is above 0, and fails where it, or its whole interval, is not. A drop
-passes up to `max_drop`; above, it fails where its whole interval is above 0, so that chance alone does not
-explain it, and is unclear otherwise. A held-out task, which was not trained on, is judged as a probe is. The
-worst line decides; what was not measured is unclear.
+passes up to `max_drop`; above, it fails where chance does not explain it, and is unclear otherwise. Chance is
+tested with the number of probes counted (`p_corrected` below 0.05), so that of twenty runs that forgot nothing one at
+most is accused; where a drop comes without that number, its whole interval has to be above 0. A held-out task,
+which was not trained on, is judged as a probe is. The worst line decides; what was not measured is unclear.
 """
 
 import math
@@ -18,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 BEST_TO_WORST = ("pass", "unclear", "fail")
+LEVEL = 0.05  # how often a run that forgot nothing may be accused of a drop
 
 
 def decide(
@@ -77,14 +79,24 @@ def _probe_line(probe: Mapping[str, Any], max_drop: float) -> dict[str, str]:
         verdict, detail = "fail", "its drop is not a number: the tuned model's scores are broken"
     elif drop <= max_drop:
         verdict, detail = "pass", f"{shown}, at most {max_drop:g} allowed"
-    elif low is not None and low > 0:
-        verdict, detail = "fail", f"{shown}, at most {max_drop:g} allowed"
+    elif _beyond_chance(probe, low):
+        verdict, detail = "fail", f"{shown}, at most {max_drop:g} allowed{_p(probe)}"
     else:
         verdict, detail = (
             "unclear",
-            f"{shown}, at most {max_drop:g} allowed: too few items to tell this drop apart from chance",
+            f"{shown}, at most {max_drop:g} allowed{_p(probe)}: too few items to tell this drop apart from chance",
         )
     return _line(_name("probe", probe), verdict, detail)
+
+
+def _beyond_chance(probe: Mapping[str, Any], low: float | None) -> bool:
+    p = probe.get("p_corrected")
+    return low is not None and low > 0 if p is None else p < LEVEL
+
+
+def _p(probe: Mapping[str, Any]) -> str:
+    p = probe.get("p_corrected")
+    return "" if p is None else f" (p {p:.3f})"
 
 
 def _number(entry: Mapping[str, Any], quantity: str, key: str) -> float | None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ift import storage
 from ift.data import cache as caches
 
 json_values = st.recursive(
@@ -70,7 +71,7 @@ def test_code_that_words_or_tokenizes_is_part_of_the_address(house: Path, name: 
 
 def test_another_version_of_a_library_counts(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = caches.code_version()
-    monkeypatch.setattr(caches.metadata, "version", lambda name: "0.0" if name == "tokenizers" else "1.0")
+    monkeypatch.setattr(storage.metadata, "version", lambda name: "0.0" if name == "tokenizers" else "1.0")
     caches.code_version.cache_clear()
     assert caches.code_version() != before
 

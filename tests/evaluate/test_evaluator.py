@@ -134,7 +134,7 @@ def test_the_choice_of_the_lowest_loss_is_the_answer(model: Any, tiny_tokenizer:
         ranking = sorted(range(4), key=losses.__getitem__)
         items.append(make("multiple_choice", number, prompt, choices=choices, answer=ranking[0]))
         items.append(make("multiple_choice", number, prompt, choices=choices, answer=ranking[1]))
-        means = json.loads(predict_likelihoods(model, tiny_tokenizer, items[-1:])[0]["detail"])
+        means = json.loads(predict_likelihoods(model, tiny_tokenizer, items[-1:])[0]["detail"])["length"]
         assert means == pytest.approx([-x for x in losses], abs=1e-4)
     predictions = predict_likelihoods(model, tiny_tokenizer, items)
     assert [p["score"] for p in predictions] == [1, 0] * 3

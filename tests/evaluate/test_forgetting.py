@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ift.evaluate.forgetting import compare, interval, side_by_side
+from ift.evaluate.forgetting import compare, side_by_side
+from ift.evaluate.statistics import interval
 
 SCORES = st.lists(st.floats(0, 4), min_size=1, max_size=12)
 PAIRS = st.lists(st.tuples(st.floats(0, 4), st.floats(0, 4)), min_size=1, max_size=12)
