@@ -1,13 +1,15 @@
 """The rules by which a generation is graded: what passes, what fails, and how the failure is worded."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ift.errors import IftError
-from ift.tasks.checks import check, find_object, list_items, validate
+from ift.tasks.checks import check, find_object, language_of, list_items, validate
 
 WORD = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=8).filter(
     lambda word: word not in {"and", "or"}
@@ -45,6 +47,18 @@ WORDS = st.lists(WORD, min_size=2, max_size=6)
         ('"Once upon a time there was a fox."', {"starts_with": "once upon a time", "ends_with": "a fox"}),
         ("HELLO, YOU 2!", {"uppercase": True, "max_words": 3, "min_words": 3}),
         ("good morning", {"lowercase": True}),
+        ("Here you are:\n- salt\n* oil\n• tea", {"bullets": 3}),
+        ("- **salt**\n\n- *oil* and - perhaps - tea", {"bullets": 2}),
+        ("One line,\nanother line.\n \n\nThe second.", {"paragraphs": 2}),
+        ("Here it is:\n\nOne.\n\n***\n\nTwo.", {"paragraphs": 2}),
+        ("Rain, RAIN and more rain. Sun!", {"keyword_count": {"rain": 3, "sun": 1}}),
+        ("Dear [your name],\nmeet me in [place].", {"placeholders": 2}),
+        ("A *red* and a **blue one**.", {"highlights": 2}),
+        ("<<The Wind>>\nIt blows.", {"title": True}),
+        (' "Welcome!"\n', {"quoted": True}),
+        ("“Welcome!”", {"quoted": True}),
+        ("Fish and fruit are sold.", {"no_commas": True}),
+        ("Le chat dort sur la chaise.", {"language": "fr"}),
     ],
 )
 def test_passes(output: str, rules: dict[str, object]) -> None:
@@ -77,6 +91,27 @@ def test_passes(output: str, rules: dict[str, object]) -> None:
         ("HELLo", {"uppercase": True}, "has small letters"),
         ("123", {"uppercase": True}, "has no letters"),
         ("hellO", {"lowercase": True}, "has capital letters"),
+        ("1. salt\n2. oil", {"bullets": 2}, "0 bullets, 2 wanted"),
+        ("**Salt** is\n-5 or -salt", {"bullets": 1}, "0 bullets, 1 wanted"),
+        ("One line,\nanother line.", {"paragraphs": 2}, "1 paragraph, 2 wanted"),
+        ("", {"paragraphs": 1}, "0 paragraphs, 1 wanted"),
+        (
+            "rain and rainy sun",
+            {"keyword_count": {"rain": 2, "sun": 1, "fog": 1}},
+            'has "rain" 1 of 2 times, "fog" 0 of 1 times',
+        ),
+        ("Dear [name], see [this](url) [ ].", {"placeholders": 2}, "1 placeholder, at least 2 wanted"),
+        ("* 5*3*2 and *so on", {"highlights": 1}, "0 highlights, at least 1 wanted"),
+        ("<The Wind> << >>", {"title": True}, "no title in double angle brackets"),
+        ('He said "stop"', {"quoted": True}, "no double quotation marks around it"),
+        ('"Stop", he said', {"quoted": True}, "no double quotation marks around it"),
+        ('""', {"quoted": True}, "no double quotation marks around it"),
+        ("Fish, fruit", {"no_commas": True}, "has commas"),
+        ("1,000 fish", {"no_commas": True}, "has commas"),
+        ("魚、肉", {"no_commas": True}, "has commas"),
+        ("...", {"no_commas": True}, "has no words"),
+        ("The cat sleeps.", {"language": "fr"}, "reads as English, French wanted"),
+        ("Paris", {"language": "fr"}, "reads as no known language, French wanted"),
     ],
 )
 def test_fails_with_a_reason(output: str, rules: dict[str, object], reason: str) -> None:
@@ -115,8 +150,10 @@ def test_an_answer_is_as_long_as_itself(words: list[str]) -> None:
         (
             {"lsit": 3},
             "unknown rule `lsit` in `check`\n"
-            "  wanted: one of list, numbered, lines, sentences, min_words, max_words, length_of_base, json, "
-            "contains, any_of, not_contains, equals, starts_with, ends_with, uppercase, lowercase\n"
+            "  wanted: one of list, numbered, bullets, lines, paragraphs, sentences, min_words, max_words, "
+            "length_of_base, json, "
+            "contains, any_of, not_contains, keyword_count, placeholders, highlights, title, quoted, "
+            "no_commas, language, equals, starts_with, ends_with, uppercase, lowercase\n"
             "  next:   did you mean `list`?",
         ),
         ({"list": "3"}, "rule `list` in `check` has the argument '3'\n  wanted: a whole number of 1 or more"),
@@ -148,6 +185,21 @@ def test_an_answer_is_as_long_as_itself(words: list[str]) -> None:
         (
             {"equals": " ."},
             "rule `equals` in `check` has the argument ' .'\n  wanted: a text that is not empty",
+        ),
+        (
+            {"language": "French"},
+            "rule `language` in `check` has the argument 'French'\n"
+            "  wanted: one of ar, de, el, en, es, fr, he, hi, it, ja, ko, pt, ru, th, zh",
+        ),
+        (
+            {"keyword_count": {"rain": 0}},
+            "rule `keyword_count` in `check` has the argument {'rain': 0}\n"
+            "  wanted: a mapping of texts to whole numbers of 1 or more",
+        ),
+        (
+            {"keyword_count": ["rain"]},
+            "rule `keyword_count` in `check` has the argument ['rain']\n"
+            "  wanted: a mapping of texts to whole numbers of 1 or more",
         ),
         ({"uppercase": False}, "rule `uppercase` in `check` has the argument False\n  wanted: true"),
         ({}, "`check` is {}\n  wanted: a mapping of one or more rules, such as {list: 3}"),
@@ -190,17 +242,112 @@ def test_a_copy_is_equal_and_holds_its_own_words(words: list[str]) -> None:
     assert check(f'"{text}."', {**rules, "min_words": len(words), "max_words": len(words)}) == []
 
 
-@given(st.text(max_size=200))
-def test_any_output_is_graded_without_an_exception(output: str) -> None:
-    rules = {
-        "list": 3,
-        "numbered": 3,
-        "lines": 3,
-        "sentences": 3,
-        "min_words": 3,
-        "max_words": 3,
-        "json": ["a"],
-    }
-    texts = {"contains": ["a"], "any_of": ["a"], "not_contains": ["a"], "equals": "a", "starts_with": "a"}
-    for reason in check(output, {**rules, **texts, "ends_with": "a", "uppercase": True, "lowercase": True}):
-        assert reason
+SENTENCES = {
+    "ar": ["عاصمة فرنسا هي باريس.", "صباح الخير"],
+    "de": ["Die Hauptstadt von Frankreich ist Paris.", "Es regnet heute.", "Wir gehen morgen ins Kino."],
+    "el": ["Πρωτεύουσα της Γαλλίας είναι το Παρίσι.", "Καλημέρα"],
+    "en": ["The capital of France is Paris.", "It's raining today.", "Dogs are friendly animals."],
+    "es": ["La capital de Francia es París.", "Hoy hace frío.", "Me llamo Ana y vivo en Roma."],
+    "fr": ["La capitale de la France est Paris.", "Il fait froid aujourd’hui.", "J'aime lire le soir."],
+    "he": ["בירת צרפת היא פריז."],
+    "hi": ["फ़्रांस की राजधानी पेरिस है।"],
+    "it": ["La capitale della Francia è Parigi.", "Oggi fa freddo.", "Mi chiamo Anna e vivo a Roma."],
+    "ja": ["フランスの首都はパリです。", "日本の首都は東京です", "iPhone はとても便利な電話です。", "カメラ"],
+    "ko": ["프랑스의 수도는 파리입니다."],
+    "pt": ["A capital da França é Paris.", "Hoje faz frio.", "O sol brilha."],
+    "ru": ["Столица Франции — Париж.", "Python — это язык программирования."],
+    "th": ["เมืองหลวงของฝรั่งเศสคือปารีส"],
+    "zh": ["法国的首都是巴黎。", "早上好"],
+}
+ANY_SENTENCE = st.sampled_from([(code, text) for code, texts in SENTENCES.items() for text in texts])
+
+
+@given(ANY_SENTENCE, st.integers(1, 5), st.sampled_from([str, str.upper, str.lower]))
+def test_a_language_is_told_whatever_the_length_and_case(
+    sentence: tuple[str, str], times: int, case: Callable[[str], str]
+) -> None:
+    language, text = sentence
+    assert language_of(case("\n".join([text] * times))) == language
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "12, 13!",
+        "Red, green, blue.",  # nouns and adjectives alone
+        "Shades of red, green, blue, white, black, brown, grey.",  # one function word in nine
+        "La, un, una.",  # as Spanish as it is Italian
+        "дома home",  # no script has more than half of the letters
+    ],
+)
+def test_a_language_that_cannot_be_told_is_none(text: str) -> None:
+    assert language_of(text) is None
+
+
+@given(WORDS)
+def test_parts_are_counted_in_any_number(words: list[str]) -> None:
+    number = len(words)
+    for rule, text in {
+        "bullets": "\n".join(f"- {word}" for word in words),
+        "paragraphs": "\n\n".join(words),
+        "placeholders": " ".join(f"[{word}]" for word in words),
+        "highlights": " ".join(f"*{word}*" for word in words),
+    }.items():
+        assert check(text, {rule: number}) == []
+        assert check(text, {rule: number + 1}) != []
+
+
+@given(WORD, st.integers(1, 6))
+def test_a_keyword_is_counted_as_often_as_it_stands(word: str, times: int) -> None:
+    text = ", ".join([word, f"{word}x"] * times)
+    assert check(text, {"keyword_count": {word: times}}) == []
+    assert check(text, {"keyword_count": {word: times + 1}}) == [f'has "{word}" {times} of {times + 1} times']
+
+
+EVERY_RULE: dict[str, Any] = {
+    "list": 3,
+    "numbered": 3,
+    "bullets": 1,
+    "lines": 3,
+    "paragraphs": 1,
+    "sentences": 1,
+    "min_words": 3,
+    "max_words": 3,
+    "length_of_base": 0.5,
+    "json": ["a"],
+    "contains": ["a"],
+    "any_of": ["a"],
+    "not_contains": ["a"],
+    "keyword_count": {"a": 2},
+    "placeholders": 1,
+    "highlights": 1,
+    "title": True,
+    "quoted": True,
+    "no_commas": True,
+    "language": "en",
+    "equals": "a",
+    "starts_with": "a",
+    "ends_with": "a",
+    "uppercase": True,
+    "lowercase": True,
+}
+OUTPUT = st.text(max_size=200) | st.lists(
+    st.sampled_from(
+        ["a", "A", "the", "<<a>>", "[a]", "*a*", '"', ",", ". ", "- a", "1. a", "\n", "\n\n", '{"a": 1}']
+    )
+).map("".join)
+
+
+def test_every_rule_is_tried_below() -> None:
+    with pytest.raises(IftError) as error:
+        validate({"none": 1})
+    assert error.value.wanted == f"one of {', '.join(EVERY_RULE)}"
+
+
+@given(OUTPUT, st.permutations(list(EVERY_RULE)))
+def test_each_rule_judges_alone_and_their_order_does_not_matter(output: str, order: list[str]) -> None:
+    alone = {name: check(output, {name: EVERY_RULE[name]}, "a b c d") for name in order}
+    assert all(len(reasons) <= 1 and all(reasons) for reasons in alone.values())
+    together = check(output, {name: EVERY_RULE[name] for name in order}, "a b c d")
+    assert together == [reason for name in order for reason in alone[name]]

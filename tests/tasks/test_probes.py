@@ -2,16 +2,21 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from ift.errors import IftError
 from ift.tasks.checks import check
-from ift.tasks.probes import Probe, load_probes
+from ift.tasks.probes import Probe, ProbeItem, load_probes
 
 HEAD = "description: A trial.\nlicense: Apache-2.0\nlanguage: en\n"
 CHOICE = f"name: trial\nkind: multiple_choice\n{HEAD}items:\n"
 BASE = "Well, that depends on whom you ask. " * 6  # what a base model may answer to an open question
+ANSWERS: dict[str, dict[str, dict[str, str]]] = yaml.safe_load(
+    Path(__file__).with_name("probe_answers.yaml").read_text(encoding="utf-8")
+)
 GENERATION = f"name: trial\nkind: generation\n{HEAD}max_new_tokens: 8\nitems:\n"
 
 
@@ -28,17 +33,20 @@ def test_suite_is_complete(suite: list[Probe]) -> None:
         "entities",
         "everyday_reasoning",
         "explanations",
+        "general_text",
         "instructions",
         "knowledge",
+        "languages",
         "open_answers",
         "word_relations",
     ]
     assert {probe.kind for probe in suite} == {"multiple_choice", "reference", "generation"}
-    assert sum(len(probe.items) for probe in suite) >= 230
+    least = {"multiple_choice": 40, "reference": 12, "generation": 12}
     for probe in suite:
-        assert len(probe.items) >= 12, probe.name
+        assert len(probe.items) >= least[probe.kind], probe.name
         assert probe.license == "Apache-2.0"
         assert (probe.max_new_tokens is None) == (probe.kind != "generation")
+        assert (probe.max_new_tokens or 0) <= 96, "each token that is written costs time on a CPU"
 
 
 def test_ids_and_prompts_are_unique(suite: list[Probe]) -> None:
@@ -65,21 +73,55 @@ def test_right_answers_are_spread_evenly(suite: list[Probe]) -> None:
             assert max(places.values()) - min(places[place] for place in range(4)) <= 1, (probe.name, places)
 
 
-def test_choices_are_of_similar_length(suite: list[Probe]) -> None:
-    """Length alone gives no answer away: the right choice is not more often the longest than another."""
-    items = [item for probe in suite for item in probe.items if item.choices]
-    longest = sum(
-        len(item.choices[item.answer or 0])
-        > max(map(len, (c for i, c in enumerate(item.choices) if i != item.answer)))
-        for item in items
-    )
-    assert longest / len(items) < 0.3
+def test_length_gives_no_answer_away(suite: list[Probe]) -> None:
+    """In no probe is the right choice the longest one, or the shortest, more often than chance and a half."""
+    for probe in suite:
+        if probe.kind == "multiple_choice":
+            for sign in (1, -1):
+                outstanding = sum(_stands_out(item, sign) for item in probe.items)
+                assert outstanding / len(probe.items) <= 0.25 * 1.5, (probe.name, sign)
+
+
+def _stands_out(item: ProbeItem, sign: int) -> bool:
+    lengths = [sign * len(choice) for choice in item.choices]
+    assert item.answer is not None
+    right = lengths.pop(item.answer)
+    return right > max(lengths)
 
 
 def test_explanations_have_two_to_four_sentences(suite: list[Probe]) -> None:
     explanations = next(probe for probe in suite if probe.name == "explanations")
     for item in explanations.items:
         assert 2 <= (item.reference or "").count(".") <= 4, item.id
+
+
+def test_general_text_is_prose_of_some_length(suite: list[Probe]) -> None:
+    texts = next(probe for probe in suite if probe.name == "general_text")
+    for item in texts.items:
+        assert item.prompt.startswith("Continue this "), item.id
+        assert 80 <= len((item.reference or "").split()) <= 150, item.id
+        assert "\n" not in (item.reference or ""), item.id
+
+
+def _generated(suite: list[Probe]) -> dict[str, dict[str, dict[str, Any]]]:
+    return {
+        probe.name: {item.id: item.check or {} for item in probe.items}
+        for probe in suite
+        if probe.kind == "generation"
+    }
+
+
+def test_every_generation_item_has_its_answers(suite: list[Probe]) -> None:
+    assert {name: set(items) for name, items in ANSWERS.items()} == {
+        name: set(items) for name, items in _generated(suite).items()
+    }
+
+
+@pytest.mark.parametrize(("probe", "item"), [(name, item) for name in ANSWERS for item in ANSWERS[name]])
+def test_an_item_can_be_kept_and_broken(suite: list[Probe], probe: str, item: str) -> None:
+    rules, answers = _generated(suite)[probe][item], ANSWERS[probe][item]
+    assert check(answers["keeps"], rules, base=BASE) == []
+    assert check(answers["breaks"], rules, base=BASE) != []
 
 
 @pytest.mark.parametrize("output", ["", "positive", "Yes.", "1. Bananas"])
