@@ -71,10 +71,12 @@ def classify(error: BaseException) -> Exception:
         if isinstance(cause, BrokenCheckpoint):
             return Lost("broken_checkpoint", str(cause))
     texts = [f"{type(cause).__name__}: {cause}" for cause in causes]
+    if causes == [error]:  # of workers the controller tells in an error of its own, with theirs inside
+        return Lost("controller", "Ray Train's controller was lost", _last_line(texts[0]))
     for kind, pattern, words in _KINDS:
-        for text in texts:
+        for cause, text in zip(causes, texts, strict=True):
             if re.search(pattern, text):
-                return Lost(kind, words, _last_line(text))
+                return Lost(kind, words, _last_line(str(cause)))
     if not failures:
         return Lost("controller", "Ray Train's controller was lost", _last_line(texts[0]))
     # one worker's own fault shows in the others as a connection that was closed; the fault itself is not among those

@@ -4,6 +4,7 @@ import pickle
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
 
 from ift.errors import IftError
 from ift.train.faults import BrokenCheckpoint, Lost, classify
@@ -73,6 +74,22 @@ def test_a_broken_checkpoint_is_told_apart() -> None:
 def test_what_is_no_workers_fault_is_the_controllers() -> None:
     found: Any = classify(RuntimeError("The actor 3f0c is gone"))
     assert (found.kind, found.text) == ("controller", "Ray Train's controller was lost")
+
+
+def test_a_dead_actor_is_a_worker_where_ray_train_reports_it_and_else_its_controller() -> None:
+    dead = ActorDiedError()
+    assert "The actor died" in str(dead)
+    found: Any = classify(Failed(rank_0=dead))
+    assert found.kind == "worker"
+    found = classify(dead)
+    assert found.kind == "controller"
+
+
+def test_the_detail_is_what_was_said_without_the_name_of_its_class() -> None:
+    found: Any = classify(Failed(rank_0=Wrapped(MemoryError("CUDA out of memory. Tried to"))))
+    assert found.detail == "CUDA out of memory. Tried to"
+    found = classify(Failed(rank_0=KeyError("question")))  # in words of ours there is nothing to say
+    assert found.text == "KeyError: 'question'"
 
 
 def test_the_words_hold_the_next_move() -> None:
