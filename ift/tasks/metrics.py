@@ -1,14 +1,16 @@
 """How an answer is graded: one number an item, so that intervals and paired comparisons need nothing else.
 
 In:  the name of a metric, what came, and what was expected.
-Out: a score from 0 to 1; the reference itself always scores 1.
+Out: a score from 0 to 1; the reference itself always scores 1 (of `code`, the reference is the tests).
 
     grade("exact_match", "Paris.", "paris")                             # 1.0
     grade("token_f1", "the tall tower", "tower")                        # 0.67
     grade("number", "6 * 12 = 72\\nThe answer is 72.", "72")             # 1.0
     grade("span_f1", "- Oslo\\n- Lima", "lima; oslo; rome")              # 0.8
+    grade("code", "def one(): return 1", "assert one() == 1", allow_code=True)    # 1.0
 
-`accuracy` is graded by the evaluation itself, from the likelihood of the choices; here it is an exact match.
+`accuracy` is graded by the evaluation itself, from the likelihood of the choices; here it is an exact match. Scores
+that no single item has, such as the BLEU of a corpus, are in scores.py.
 """
 
 import json
@@ -19,6 +21,8 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
+
+from ift.tasks.code import pass_at_1
 
 # "The answer is 72", "Final answer: 72", "**Answer:** 72"
 _ANNOUNCED = re.compile(r"\banswer\b(?:\s+is\b\s*:?|\s*:)", re.I)
@@ -53,14 +57,18 @@ _QUOTES = "\"'`«»\u2018\u2019\u201c\u201d"
 _LABEL = re.compile(r"^([^:;,]+): ")
 
 
-def grade(metric: str, output: str, reference: str) -> float:
+def grade(metric: str, output: str, reference: str, *, allow_code: bool = False) -> float:
     """The score of `output`, from 0 to 1, by one of `METRICS`.
 
     Texts that differ in white space alone score 1. Of texts in which the metric finds nothing to compare (no word, no
-    number), others score 0, except that `number` then falls back to `exact_match`.
+    number, no pair of words), others score 0, except that `number` then falls back to `exact_match`.
+
+    `code` runs what the model wrote against the tests in `reference`, and only with `allow_code`: see code.py.
     """
-    if metric not in _GRADERS:
+    if metric not in METRICS:
         raise ValueError(f"no metric `{metric}`; there are {', '.join(METRICS)}")
+    if metric == "code":
+        return pass_at_1(output, reference, allow_code=allow_code)
     if output.split() == reference.split():
         return 1.0
     return min(1.0, max(0.0, round(_GRADERS[metric](output, reference), 12)))  # no 1.0000000000000004
@@ -101,6 +109,11 @@ def announced_match(output: str, reference: str) -> float:
     return exact_match(*(final_answer(t) if _ANNOUNCED.search(t) else t for t in (output, reference)))
 
 
+def squad_em(output: str, reference: str) -> float:
+    """1.0 where the words are equal after SQuAD's normalisation, articles removed (Rajpurkar et al. 2016)."""
+    return float(_squad_words(output) == _squad_words(reference))
+
+
 def token_f1(output: str, reference: str) -> float:
     """F1 of the words after SQuAD's normalisation, articles removed (Rajpurkar et al. 2016, arXiv 1606.05250).
 
@@ -120,13 +133,34 @@ def _f1(one: Counter[Any], other: Counter[Any]) -> float:
     return 2 * (one & other).total() / total if total else 1.0
 
 
+def rouge_1(output: str, reference: str) -> float:
+    """ROUGE-1: F1 of stemmed words; see `rouge_l`."""
+    return _rouge("rouge1", output, reference)
+
+
+def rouge_2(output: str, reference: str) -> float:
+    """ROUGE-2: F1 of pairs of neighbouring stemmed words; see `rouge_l`. A text of one word has no pair."""
+    return _rouge("rouge2", output, reference)
+
+
 def rouge_l(output: str, reference: str) -> float:
     """ROUGE-L (Lin 2004, ROUGE: a package for automatic evaluation of summaries): F1 of the longest common
     subsequence of stemmed words, by the library rouge-score.
 
     The library drops all letters but a to z; here words of every script count. On text of a to z the two are equal.
     """
-    return float(_rouge_scorer().score(reference, output)["rougeL"].fmeasure)
+    return _rouge("rougeL", output, reference)
+
+
+def rouge_lsum(output: str, reference: str) -> float:
+    """ROUGE-L of summaries whose sentences stand on lines of their own: for each line of the reference, the words
+    that its longest common subsequences with all lines of the output cover together; see `rouge_l`.
+    """
+    return _rouge("rougeLsum", output, reference)
+
+
+def _rouge(kind: str, output: str, reference: str) -> float:
+    return float(_rouge_scorer(kind).score(reference, output)[kind].fmeasure)
 
 
 class _Words:
@@ -141,11 +175,11 @@ class _Words:
         return [self._stem(word) if len(word) > 3 else word for word in _WORDS.findall(text.lower())]
 
 
-@lru_cache(maxsize=1)
-def _rouge_scorer() -> Any:
+@lru_cache(maxsize=4)
+def _rouge_scorer(kind: str) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], tokenizer=_Words())
+    return RougeScorer([kind], tokenizer=_Words())
 
 
 def bleu(output: str, reference: str) -> float:
@@ -257,11 +291,15 @@ def _plain(item: str) -> str:
 _GRADERS: dict[str, Callable[[str, str], float]] = {
     "accuracy": announced_match,
     "exact_match": announced_match,
+    "squad_em": squad_em,
     "token_f1": token_f1,
+    "rouge_1": rouge_1,
+    "rouge_2": rouge_2,
     "rouge_l": rouge_l,
+    "rouge_lsum": rouge_lsum,
     "bleu": bleu,
     "chrf": chrf,
     "number": number,
     "span_f1": span_f1,
 }
-METRICS = tuple(_GRADERS)
+METRICS = (*_GRADERS, "code")
