@@ -5,7 +5,6 @@ Out: the model's answers, word by word as they come. `/new` starts over, `/quit`
 """
 
 import sys
-from pathlib import Path
 
 from ift import storage
 from ift.models import base
@@ -14,9 +13,7 @@ from ift.prompts.chat import Tokenizer, close_source, encode_history, encode_pro
 
 def talk(source: str, *, max_new_tokens: int) -> None:
     """Read questions, print answers (greedy). Raises `IftError` where there is no such model."""
-    run = Path(source)
-    folder = run / "model" if base.is_model(run / "model") else None
-    folder = folder or base.resolve(source, cache=storage.cache_dir())
+    folder = base.of_run(source) or base.resolve(source, cache=storage.cache_dir())
     import torch
     from transformers import TextStreamer
 

@@ -3,6 +3,8 @@
     ift run jobs/quickstart.yaml train.epochs=2
     ift plan jobs/quickstart.yaml --gpus 8 --gpu-memory 80
     ift inspect jobs/quickstart.yaml
+    ift evaluate runs/quickstart --against HuggingFaceTB/SmolLM2-135M-Instruct
+    ift compare jobs/quickstart.yaml --shots 1,3,5
     ift chat runs/quickstart
     ift merge runs/adapter merged
     ift ui
@@ -10,9 +12,10 @@
 Imports stand inside the functions: `ift --help` loads nothing that trains.
 """
 
+import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -38,6 +41,54 @@ def run(spec: Path, overrides: Sequence[str], output: Path | None) -> None:
     it stopped.
     """
     from ift import pipeline
+
+    again = ["ift run", str(spec), *overrides, *(["--output", str(output)] if output else [])]
+    _at_work(spec, overrides, output, again, pipeline.run)
+
+
+@cli.command(short_help="See whether prompting would have done.")
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("overrides", metavar="[KEY=VALUE]…", nargs=-1)
+@click.option(
+    "--shots", default="1,3,5", show_default=True, metavar="N,…", help="Solved examples in a prompt."
+)
+@click.option("--draws", type=click.IntRange(min=1), help="Average over so many sets of them.  [default: 1]")
+@click.option("--lora", is_flag=True, help="Tune once more, with LoRA, and compare that as well.")
+@click.option("--output", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME]")
+def compare(
+    spec: Path, overrides: Sequence[str], shots: str, draws: int | None, lora: bool, output: Path | None
+) -> None:
+    """See whether prompting would have done: the base model behind solved examples beside the tuned model.
+
+    Does the run of SPEC where it is not finished yet; per task it says whether prompting suffices, whether tuning
+    pays and from how many calls on, or whether neither works.
+    """
+    from functools import partial
+
+    from ift import pipeline
+
+    try:
+        wanted = sorted({int(n) for n in shots.split(",")} - {0})
+    except ValueError:
+        raise click.UsageError(
+            f"--shots is {shots!r}; wanted whole numbers between commas, such as 1,3,5"
+        ) from None
+    if not wanted or wanted[0] < 1:
+        raise click.UsageError(f"--shots is {shots!r}; wanted numbers of 1 or more (0 is always measured)")
+    asked = [f"evaluate.shots={wanted}", *([f"evaluate.draws={draws}"] if draws else [])]
+    again = ["ift compare", str(spec), *overrides, f"--shots {shots}", *(["--lora"] if lora else [])]
+    again += [f"--output {output}"] if output else []
+    _at_work(spec, [*overrides, *asked], output, again, partial(pipeline.compare, lora=lora))
+
+
+def _at_work(
+    spec: Path,
+    overrides: Sequence[str],
+    output: Path | None,
+    again: Sequence[str],
+    work: Callable[..., object],
+) -> None:
+    """`work(spec, folder, terminal)`, with words for how it ended where that is not well."""
     from ift import spec as specs
     from ift.console import own_terminal
     from ift.tracking.run import resolve_uri
@@ -46,13 +97,13 @@ def run(spec: Path, overrides: Sequence[str], output: Path | None) -> None:
     folder = (output or Path("runs") / loaded.name).absolute()
     uri = resolve_uri(loaded.tracking.uri, Path.cwd())
     loaded = loaded.model_copy(update={"tracking": loaded.tracking.model_copy(update={"uri": uri})})
-    again = " ".join(["ift run", str(spec), *overrides, *(["--output", str(output)] if output else [])])
+    command = " ".join(again)
     try:
         with own_terminal(folder / "run.log") as terminal:
             try:
-                pipeline.run(loaded, folder, terminal)
+                work(loaded, folder, terminal)
             except KeyboardInterrupt:
-                terminal.say(f"\nstopped; what is done is kept in {folder}\n  to go on: {again}")
+                terminal.say(f"\nstopped; what is done is kept in {folder}\n  to go on: {command}")
                 raise
     except KeyboardInterrupt:
         sys.exit(130)
@@ -65,7 +116,7 @@ def run(spec: Path, overrides: Sequence[str], output: Path | None) -> None:
         click.echo(
             f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[-1]}", err=True
         )
-        click.echo(f"  next:   the whole error is in {folder / 'run.log'}; to go on: {again}", err=True)
+        click.echo(f"  next:   the whole error is in {folder / 'run.log'}; to go on: {command}", err=True)
         sys.exit(1)
 
 
@@ -177,6 +228,71 @@ def inspect(
     from ift import spec as specs
 
     inspection.show(specs.load(target, overrides), count=count, task=task)
+
+
+@cli.command(short_help="Measure any model on tasks and probes.")
+@click.argument("model", metavar="RUN_OR_MODEL")
+@click.option(
+    "--tasks", "tasks_", multiple=True, metavar="TASK,…", help="Tasks of the library, or task files."
+)
+@click.option(
+    "--probes", default="default", show_default=True, metavar="NAME,…", help="default, none, or some."
+)
+@click.option(
+    "--against", metavar="RUN_OR_MODEL", help="Ask this model too, and tell what was lost against it."
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=500, show_default=True, help="Test examples a task."
+)
+@click.option(
+    "--ranking",
+    type=click.Choice(["length", "raw", "unconditional"]),
+    default="length",
+    show_default=True,
+    help="How choices are ranked.",
+)
+@click.option(
+    "--max-drop", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="What is tolerated."
+)
+@click.option("--folder", "folders", multiple=True, metavar="DIR", help="A folder of your own tasks.")
+@click.option("--address", help="A Ray cluster's address.  [default: this machine]")
+@click.option("--output", type=click.Path(path_type=Path), help="Where it goes.  [default: evaluations/NAME]")
+def evaluate(
+    model: str,
+    tasks_: Sequence[str],
+    probes: str,
+    against: str | None,
+    limit: int,
+    ranking: str,
+    max_drop: float,
+    folders: Sequence[str],
+    address: str | None,
+    output: Path | None,
+) -> None:
+    """Measure any model on tasks and probes, also one that was never trained here.
+
+    Of a run's folder, the run's own items are asked unless --tasks or --probes name others. With --against, what
+    the model lost against the other one.
+    """
+    from ift import evaluating
+    from ift.console import own_terminal
+
+    name = re.sub(r"[^\w.-]+", "-", Path(model).name or model)
+    folder = (output or Path("evaluations") / name).absolute()
+    with own_terminal(folder / "evaluate.log") as terminal:
+        evaluating.evaluate(
+            model,
+            terminal=terminal,
+            output=folder,
+            tasks=[name for given in tasks_ for name in given.split(",")],
+            folders=folders,
+            probes=probes,
+            against=against,
+            limit=limit,
+            ranking=ranking,
+            max_drop=max_drop,
+            address=address,
+        )
 
 
 @cli.command(short_help="Talk to a model.")

@@ -165,26 +165,58 @@ class Terminal:
             f"\nstream      {prepared['packs']:,} packs, {prepared['fill']:.1%} full, {prepared['hash']}"
         )
 
-    def summary(self, summary: Mapping[str, Any]) -> None:
-        """The table at the end: what was gained, what was forgotten, the verdict, where everything is."""
+    def scores(self, tasks: Sequence[Mapping[str, Any]], probes: Sequence[Mapping[str, Any]]) -> None:
+        """What was gained and what was forgotten; of one model alone, how it does."""
+        both = any("tuned" in row for row in [*tasks, *probes])
         table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-        for column, justify in (
-            ("", "left"), ("measured by", "left"), ("items", "right"),
-            ("base", "left"), ("tuned", "left"), ("change, 95 % interval", "left"),
-        ):  # fmt: skip
-            table.add_column(column, justify=justify)  # type: ignore[arg-type]
-        for row in summary["task"]:
-            table.add_row(
-                f"[bold]{escape(row['name'])}[/]", row["metric"], str(row["items"]),
-                _with_interval(row["base"]), _with_interval(row["tuned"]), _change(row["gain"], "gain"),
-            )  # fmt: skip
-        for row in summary["probes"]:
-            table.add_row(
-                escape(row["name"]), row["metric"], str(row["items"]),
-                _plain(row["base"]), _plain(row["tuned"]), _change(row["drop"], "drop"),
-            )  # fmt: skip
+        names = ("", "measured by", "items", "base", "tuned", "change, 95 % interval") if both else (
+            "", "measured by", "items", "score, 95 % interval", "above guessing"
+        )  # fmt: skip
+        for column in names:
+            table.add_column(column, justify="right" if column == "items" else "left")
+        for row in tasks:
+            shown = [_with_interval(row["base"])]
+            shown += [_with_interval(row["tuned"]), _change(row["gain"], "gain")] if both else [_above(row)]
+            table.add_row(f"[bold]{escape(row['name'])}[/]", row["metric"], str(row["items"]), *shown)
+        for row in probes:
+            shown = [_plain(row["base"]), _plain(row["tuned"]), _change(row["drop"], "drop")] if both else [
+                _with_interval(row["base"]), _above(row)
+            ]  # fmt: skip
+            table.add_row(escape(row["name"]), row["metric"], str(row["items"]), *shown)
         self.console.print()
         self.console.print(table, highlight=False)
+
+    def prompting(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Would prompting have done: a block a task, a line a way, and the verdict in words."""
+        for row in rows:
+            table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+            for column in (
+                f"{row['name']}: {row['metric']}, {row['items']} items", "score, 95 % interval", "draws",
+                "prompt tokens", "context left", "s an item",
+            ):  # fmt: skip
+                table.add_column(column, justify="left" if table.columns == [] else "right")
+            for way in row["ways"]:
+                draws = way["draws"]
+                table.add_row(
+                    f"[bold]{escape(way['way'])}[/]" if way["trained"] else escape(way["way"]),
+                    _with_interval(way["score"]),
+                    f"{draws['lowest']:.2f}–{draws['highest']:.2f}" if draws["count"] > 1 else "",
+                    f"{way['prompt_tokens']:,.0f}",
+                    "" if way["context_left"] is None else f"{way['context_left']:,}",
+                    "" if way["seconds"] is None else f"{way['seconds']:.2f}",
+                )
+            self.console.print()
+            self.console.print(table, highlight=False)
+            colour = {"tuning": "green", "prompting": "green", "neither": "red"}.get(
+                row["verdict"]["kind"], "yellow"
+            )
+            self.console.print(
+                f"[{colour}]{escape(row['verdict']['words'])}[/]", highlight=False, soft_wrap=True
+            )
+
+    def summary(self, summary: Mapping[str, Any]) -> None:
+        """The table at the end: what was gained, what was forgotten, the verdict, where everything is."""
+        self.scores(summary["task"], summary["probes"])
         gate = summary["gate"]
         colour = {"pass": "green", "fail": "red", "unclear": "yellow"}[gate["verdict"]]
         if summary["probes"]:
@@ -196,6 +228,16 @@ class Terminal:
         for line in gate["lines"]:
             if line["verdict"] != "pass":
                 self.say(f"            {line['verdict']}: {line['check']}: {line['detail']}")
+        for attempt in summary.get("attempts", ()):
+            worst = f"worst drop {_signed(attempt['worst_drop'])} ({attempt['worst_probe']})"
+            gains = ", ".join(f"{name} {_signed(gain)}" for name, gain in list(attempt["gains"].items())[:4])
+            chosen = "  [bold]chosen[/]" if attempt["chosen"] else ""
+            self.console.print(
+                f"attempt     {escape(attempt['name'])}: {attempt['verdict']}, {worst}, gain {escape(gains)}{chosen}",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+        if summary.get("prompting"):
+            self.prompting(summary["prompting"])
         timings = summary["timings"]
         spent = " · ".join(f"{name} {seconds:.0f} s" for name, seconds in timings.items() if name != "total")
         self.say(f"\ntime        {timings['total'] / 60:.1f} min: {spent}")
@@ -206,9 +248,12 @@ class Terminal:
         self.say(f"report      {summary['report']}")
         mlflow = summary["mlflow"]
         if mlflow.get("model_version"):
-            self.say(
-                f"registered  {mlflow['model_name']} version {mlflow['model_version']}, alias `candidate`"
+            alias = (
+                f"alias `{mlflow['alias']}`"
+                if mlflow["alias"]
+                else "no alias: it forgot too much to be a candidate"
             )
+            self.say(f"registered  {mlflow['model_name']} version {mlflow['model_version']}, {alias}")
             self.say(f"MLflow      ift ui --uri {mlflow['tracking_uri']}")
         else:
             self.note(f"not registered: {mlflow.get('error')}; run the same command again to register")
@@ -284,6 +329,11 @@ def _with_interval(score: Mapping[str, float | None]) -> str:
 
 def _plain(score: Mapping[str, float | None]) -> str:
     return f"{score['value']:.2f}"
+
+
+def _above(row: Mapping[str, Any]) -> str:
+    """A score with guessing as 0 and all right as 1."""
+    return f"{row['normalised']['base']:.2f}" if row.get("normalised", {}).get("chance") else ""
 
 
 def _change(change: Mapping[str, float | None], word: str) -> str:

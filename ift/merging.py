@@ -17,8 +17,7 @@ from ift.models import adapters, base
 
 def merge(source: str, output: Path, *, dtype: str | None) -> None:
     """Merge, and say where the model is. Raises `IftError` where there is no adapter or `output` exists."""
-    run = Path(source) / "model"
-    folder = run if base.is_model(run) else base.resolve(source, cache=storage.cache_dir())
+    folder = base.of_run(source) or base.resolve(source, cache=storage.cache_dir())
     if not base.is_adapter(folder):
         raise IftError(
             f"{folder} is no adapter",

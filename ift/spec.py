@@ -323,15 +323,45 @@ class EvaluateSpec(Strict):
     probes: Literal["default", "none"] | list[str] = Field(
         "default", description="default, none, or a list of names of probes"
     )
+    shots: tuple[Count, ...] = Field(
+        (),
+        description="a list of whole numbers of 1 or more, such as [1, 3, 5]: the base model is also asked with so "
+        "many solved examples before each question",
+    )
+    draws: Count = Field(
+        1, description="a whole number of 1 or more: sets of solved examples over which `shots` are averaged"
+    )
+    ranking: Literal["length", "raw", "unconditional"] = Field(
+        "length",
+        description="length, raw or unconditional: choices are ranked by their log-likelihood a token, as a whole, "
+        "or less what they have without the question",
+    )
     batch_tokens: int = Field(
         4096, ge=64, description="a whole number of 64 or more: tokens in one forward pass"
     )
 
 
 class ForgettingSpec(Strict):
-    """What the gate tolerates."""
+    """What the gate tolerates, and what is done about a run that forgot more."""
 
     max_drop: Share = Field(0.05, description="a share from 0 to 1: the largest drop of a probe that passes")
+    on_breach: Literal["warn", "refuse", "replay", "lora"] = Field(
+        "refuse",
+        description="warn, refuse (registered, and no candidate), or replay or lora: a second run that forgets less",
+    )
+    replay: Replay | None = Field(
+        None, description="with `on_breach: replay`, a mapping: share, tasks; what the second run mixes in"
+    )
+
+    @model_validator(mode="after")
+    def _replay_goes_with_its_policy(self) -> "ForgettingSpec":
+        if self.on_breach == "replay" and self.replay is None:
+            raise ValueError(
+                "`on_breach: replay` needs `replay: {share: 0.05, tasks: [...]}`, what is mixed in"
+            )
+        if self.replay is not None and self.on_breach != "replay":
+            raise ValueError("`replay` goes with `on_breach: replay`")
+        return self
 
 
 class TrackingSpec(Strict):

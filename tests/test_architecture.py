@@ -18,8 +18,9 @@ HOUSE = Path(__file__).resolve().parents[1] / "ift"
 # Arrows run downwards only: a section imports from the floors below its own, never from a neighbour.
 FLOORS = [
     ["cli"],
-    ["pipeline", "inspection", "looking", "chatting", "listing", "merging"],
-    ["planning"],
+    ["pipeline", "inspection", "looking", "chatting", "listing", "merging", "evaluating"],
+    ["stages"],
+    ["planning", "summary"],
     ["train", "tracking"],
     ["data", "evaluate"],
     ["models", "tasks"],

@@ -12,7 +12,7 @@ from typing import Any
 
 from ift.data.gather import Gathered
 from ift.errors import IftError
-from ift.prompts.template import choose
+from ift.prompts.template import Instruction, choose
 from ift.tasks.probes import Probe
 from ift.tasks.task import Example, Task
 
@@ -32,7 +32,7 @@ def items_of(
     Tasks that are only replayed are not tested: they are there for what they keep, which the probes measure.
     """
     selection = gathered.selection
-    shown = bool(options) if options in (0, 1) else None
+    shown = shown_options(options)
     items: list[dict[str, Any]] = []
     bad: list[tuple[str, int, str]] = []
     for name, task in gathered.tasks.items():
@@ -45,40 +45,34 @@ def items_of(
                 items += [{**item, "suite": suite} for item in _test_item(task, example, shown)]
             except IftError as error:
                 bad.append((name, place, error.what))
-    for probe in probes:
-        for item in probe.items:
-            items.append(
-                {
-                    "suite": "probe",
-                    "name": probe.name,
-                    "id": item.id,
-                    "kind": probe.kind,
-                    "metric": None,
-                    "system": "",
-                    "prompt": item.prompt,
-                    "choices": list(item.choices),
-                    "answer": item.answer,
-                    "reference": item.reference,
-                    "check": item.check,
-                    "max_new_tokens": probe.max_new_tokens,
-                }
-            )
-    return items, bad
+    return items + probe_items(probes), bad
+
+
+def probe_items(probes: Sequence[Probe]) -> list[dict[str, Any]]:
+    """The items of the probes alone."""
+    return [
+        {
+            "suite": "probe",
+            "name": probe.name,
+            "id": item.id,
+            "kind": probe.kind,
+            "metric": None,
+            "system": "",
+            "prompt": item.prompt,
+            "choices": list(item.choices),
+            "answer": item.answer,
+            "reference": item.reference,
+            "check": item.check,
+            "max_new_tokens": probe.max_new_tokens,
+        }
+        for probe in probes
+        for item in probe.items
+    ]
 
 
 def _test_item(task: Task, example: Example, shown: bool | None) -> list[dict[str, Any]]:
     """The item of one test example; none for raw text, whose loss on the validation split says it all."""
-    item: dict[str, Any] = {
-        "name": task.name,
-        "id": example.id,
-        "kind": "generation",
-        "metric": task.metric or "rouge_l",
-        "system": task.system,
-        "choices": [],
-        "answer": None,
-        "check": None,
-        "max_new_tokens": task.max_new_tokens,
-    }
+    item = _blank(task, example)
     if task.kind == "text":
         return []
     if task.kind == "chat":  # the first answer; later ones hang on what was answered before
@@ -91,7 +85,31 @@ def _test_item(task: Task, example: Example, shown: bool | None) -> list[dict[st
     template = choose(task.evaluation_wordings, pass_=0, example_id=example.id)
     key = f"0/{example.id}"
     worded = template.word(example.fields, key=key, show_options=shown, with_choices=True)
-    item |= {"prompt": worded.prompt, "reference": worded.completion}
+    return [item_of(task, example, worded)]
+
+
+def item_of(task: Task, example: Example, worded: Instruction) -> dict[str, Any]:
+    """The item that asks `worded`, an instruction with its choices; it has no `suite` yet."""
+    item = _blank(task, example) | {"prompt": worded.prompt, "reference": worded.completion}
     if task.choices:
         item |= {"kind": "multiple_choice", "choices": list(worded.choices), "answer": worded.right}
-    return [item]
+    return item
+
+
+def _blank(task: Task, example: Example) -> dict[str, Any]:
+    return {
+        "name": task.name,
+        "id": example.id,
+        "kind": "generation",
+        "metric": task.metric or "rouge_l",
+        "system": task.system,
+        "choices": [],
+        "answer": None,
+        "check": None,
+        "max_new_tokens": task.max_new_tokens,
+    }
+
+
+def shown_options(options: float | None) -> bool | None:
+    """Whether items show their options: as training always (1) or never (0) does, else as templates say."""
+    return bool(options) if options in (0, 1) else None

@@ -23,11 +23,13 @@ actors share them nor on which other tasks are asked.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ift.evaluate.context import fitting
 from ift.evaluate.generate import generate
 from ift.evaluate.score import Tree, score
 from ift.evaluate.store import Store
@@ -60,25 +62,26 @@ def evaluate(
     """Predict and grade every item with a Ray Data pool of `actors`, each with a copy of the model.
 
     `base` are the base model's predictions of the same items, for the rules that compare with its answers. What
-    `store` has is not computed again, and what is computed goes there batch by batch. `took` hears of each batch:
+    `store` has is not computed again, and what is computed goes there batch by batch. A prompt over the model's context
+    loses its beginning, and its prediction says so (`cut`). `took` hears of each batch:
     its items' numbers and the seconds that they took when they were computed.
     """
     import pyarrow as pa
     import ray.data
 
-    from ift.models.base import is_encoder_decoder, load_tokenizer
+    from ift.models.base import context_length, is_encoder_decoder, load_tokenizer
 
     if not items:
         return []
+    tokenizer, encoder_decoder = load_tokenizer(model_dir), is_encoder_decoder(model_dir)
+    items = fitting(tokenizer, items, context=context_length(model_dir), encoder_decoder=encoder_decoder)
     items = [{**item, "ranking": ranking} if item["kind"] == "multiple_choice" else item for item in items]
     if base is not None:
         items = [
             {**item, "base": b["output"]} if "length_of_base" in (item["check"] or ()) else item
             for item, b in zip(items, base, strict=True)
         ]
-    groups = batches(
-        load_tokenizer(model_dir), items, batch_tokens, encoder_decoder=is_encoder_decoder(model_dir)
-    )
+    groups = batches(tokenizer, items, batch_tokens, encoder_decoder=encoder_decoder)
     predictions: dict[int, Prediction] = {}
 
     def arrived(group: Sequence[int], made: Sequence[Prediction], seconds: float) -> None:
@@ -121,6 +124,41 @@ def evaluate(
             arrived(left[number], made, seconds)
     assert len(predictions) == len(items), f"{len(predictions)} predictions for {len(items)} items"
     return [predictions[i] for i in range(len(items))]
+
+
+def predict_to(
+    path: Path, model_dir: Path, items: Sequence[Item], **how: Any
+) -> tuple[list[Prediction], dict[str, float]]:
+    """`evaluate`, its predictions written to the Parquet file `path`; with them the seconds an item took, by task."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    spent: dict[str, list[float]] = {}
+
+    def took(group: Sequence[int], seconds: float) -> None:
+        of_task = spent.setdefault(items[group[0]]["name"], [0.0, 0])
+        of_task[0] += seconds
+        of_task[1] += len(group)
+
+    predictions = evaluate(model_dir, items, took=took, **how)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(predictions), path)
+    return predictions, {name: seconds / count for name, (seconds, count) in spent.items()}
+
+
+def pool(gpus: int) -> dict[str, int]:
+    """How many copies of the model share the work: one a GPU, else two with half of this machine's cores each."""
+    cores = os.cpu_count() or 1
+    actors = gpus or min(2, cores)
+    return {"actors": actors, "gpus": gpus, "threads": max(1, cores // actors)}
+
+
+def store_of(cache: Path, model_dir: Path, *, gpus: int, dtype: str) -> Store:
+    """Where predictions of the model in `model_dir`, run in this way, are kept."""
+    from ift.models.base import digest
+
+    device = "gpu" if gpus else f"cpu, {pool(0)['threads']} threads"
+    return Store(cache, model=digest(model_dir), dtype=dtype, device=device)
 
 
 def batches(
@@ -300,6 +338,7 @@ def _prediction(
         **{key: item[key] for key in ("suite", "name", "id", "kind", "metric", "prompt")},
         "shots": item.get("shots", 0),
         "draw": item.get("draw", 0),
+        "cut": item.get("cut", False),
         "output": output,
         "expected": expected,
         "score": score,

@@ -76,6 +76,38 @@ def compare(
     return tasks, probes
 
 
+def alone(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Tasks and probes of one model, each `{name, kind, metric, items, base, normalised}`: what `compare` has, less
+    the other model."""
+    gone = ("tuned", "gain", "drop", "p", "p_corrected")
+    tasks, probes = compare(predictions, predictions)
+    for row in [*tasks, *probes]:
+        for key in gone:
+            row.pop(key, None)
+    return tasks, probes
+
+
+def summary(probes: Sequence[Mapping[str, Any]], *, breach: bool) -> dict[str, Any]:
+    """The probes in short: `{"breach", "mean_drop", "worst", "probes": {name: {base, tuned, drop, low, high, p}}}`."""
+    drops = {row["name"]: row["drop"]["value"] for row in probes if row["drop"]["value"] is not None}
+    return {
+        "breach": breach,
+        "mean_drop": math.fsum(drops.values()) / len(drops) if drops else None,
+        "worst": max(drops, key=drops.__getitem__) if drops else None,
+        "probes": {
+            row["name"]: {
+                "base": row["base"]["value"],
+                "tuned": row["tuned"]["value"],
+                "drop": row["drop"]["value"],
+                "low": row["drop"]["low"],
+                "high": row["drop"]["high"],
+                "p": row["p_corrected"],
+            }
+            for row in probes
+        },
+    }
+
+
 def normalised(score: float, chance: float) -> float:
     """`score` with guessing as 0 and all right as 1: `(score - chance) / (1 - chance)` (FLAN: Wei et al. 2022,
     arXiv 2109.01652, as a share). Guessing that is always right leaves nothing to measure: 0.

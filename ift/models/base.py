@@ -65,6 +65,17 @@ def resolve(
     return _from_hub(source, revision, notify)
 
 
+def of_run(source: str) -> Path | None:
+    """The model that came out of the run in the folder `source`; None where it is no run's folder with a model."""
+    run = Path(source)
+    summary = storage.read_json(run / "summary.json") or {} if run.is_dir() else {}
+    inner = Path(
+        summary.get("run_dir", run)
+    ).name  # a second run inside the first may have been the better one
+    found = [run / inner / "model", run / "model"]
+    return next((folder for folder in found if is_model(folder)), None)
+
+
 def is_hub_id(source: str) -> bool:
     """Whether `source` has the form organisation/model, and is no path."""
     return re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) is not None
@@ -177,6 +188,19 @@ def is_encoder_decoder(folder: Path) -> bool:
 
         return adapters.is_encoder_decoder(folder)
     return bool(AutoConfig.from_pretrained(folder, local_files_only=True).is_encoder_decoder)
+
+
+def context_length(folder: Path) -> int | None:
+    """How many tokens the folder's model can see at once; None where positions are relative and have no end (T5)."""
+    from transformers import AutoConfig
+
+    if is_adapter(folder):
+        from ift.models import adapters
+
+        folder = adapters.base_of(folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length
 
 
 def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu", quantize: str = "none") -> Any:

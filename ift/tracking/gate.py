@@ -29,9 +29,13 @@ def decide(
     lines = [_held_out_line(t, max_drop) if t.get("held_out") else _task_line(t) for t in tasks]
     lines += [_probe_line(probe, max_drop) for probe in probes]
     if not tasks:
-        lines.append(_line("tasks", "unclear", "no task was measured: what the model gained is unknown"))
+        lines.append(
+            _line("gain", "tasks", "unclear", "no task was measured: what the model gained is unknown")
+        )
     if not probes:
-        lines.append(_line("probes", "unclear", "forgetting was not measured: there are no probes"))
+        lines.append(
+            _line("forgetting", "probes", "unclear", "forgetting was not measured: there are no probes")
+        )
 
     drops = [(_number(probe, "drop", "value"), str(probe["name"])) for probe in probes]
     known = [(drop, name) for drop, name in drops if drop is not None and math.isfinite(drop)]
@@ -44,6 +48,11 @@ def decide(
         "max_drop": max_drop,
         "lines": lines,
     }
+
+
+def breached(decision: Mapping[str, Any]) -> bool:
+    """Whether more was forgotten than is tolerated, and chance does not explain it."""
+    return any(line["verdict"] == "fail" and line["of"] == "forgetting" for line in decision["lines"])
 
 
 def _task_line(task: Mapping[str, Any]) -> dict[str, str]:
@@ -59,7 +68,7 @@ def _task_line(task: Mapping[str, Any]) -> dict[str, str]:
         verdict, detail = "pass", shown
     else:
         verdict, detail = "unclear", f"{shown}: too few items to tell this gain apart from chance"
-    return _line(_name("task", task), verdict, detail)
+    return _line("gain", _name("task", task), verdict, detail)
 
 
 def _held_out_line(task: Mapping[str, Any], max_drop: float) -> dict[str, str]:
@@ -86,7 +95,7 @@ def _probe_line(probe: Mapping[str, Any], max_drop: float) -> dict[str, str]:
             "unclear",
             f"{shown}, at most {max_drop:g} allowed{_p(probe)}: too few items to tell this drop apart from chance",
         )
-    return _line(_name("probe", probe), verdict, detail)
+    return _line("forgetting", _name("probe", probe), verdict, detail)
 
 
 def _beyond_chance(probe: Mapping[str, Any], low: float | None) -> bool:
@@ -118,5 +127,5 @@ def _name(kind: str, entry: Mapping[str, Any]) -> str:
     return f"{kind} {entry['name']}" + (f" ({entry['metric']})" if entry.get("metric") else "")
 
 
-def _line(check: str, verdict: str, detail: str) -> dict[str, str]:
-    return {"check": check, "verdict": verdict, "detail": detail}
+def _line(of: str, check: str, verdict: str, detail: str) -> dict[str, str]:
+    return {"of": of, "check": check, "verdict": verdict, "detail": detail}

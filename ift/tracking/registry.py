@@ -34,9 +34,9 @@ def register(
     uri: str,
     description: str,
     tags: Mapping[str, str],
-    alias: str = "candidate",
+    alias: str | None = "candidate",
 ) -> str:
-    """Upload the folder to the run, make it a version of `name`, and point `alias` at it.
+    """Upload the folder to the run, make it a version of `name`, and point `alias` at it, if there is one.
 
     Raises `IftError` where MLflow does not answer or refuses.
     """
@@ -64,9 +64,10 @@ def register(
                     tags={key: str(value)[:TAG_LENGTH] for key, value in tags.items()},
                     description=_fit(description),
                 ).version
-            holder = client.get_registered_model(name).aliases.get(alias)
-            if holder is None or int(holder) < int(version):  # never back from a newer version
-                client.set_registered_model_alias(name, alias, str(version))
+            if alias:
+                holder = client.get_registered_model(name).aliases.get(alias)
+                if holder is None or int(holder) < int(version):  # never back from a newer version
+                    client.set_registered_model_alias(name, alias, str(version))
     return str(version)
 
 

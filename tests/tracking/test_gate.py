@@ -83,6 +83,7 @@ def test_the_worst_line_decides_and_every_line_says_why():
     assert (decision["worst_probe"], decision["worst_drop"]) == ("b", 0.2)
     assert decision["mean_drop"] == pytest.approx(0.105)
     assert decision["lines"][2] == {
+        "of": "forgetting",
         "check": "probe b (accuracy)",
         "verdict": "fail",
         "detail": "drop +0.200 [+0.100, +0.300] over 60 items, at most 0.05 allowed",

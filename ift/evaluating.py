@@ -1,0 +1,215 @@
+"""`ift evaluate MODEL`: how any model does on tasks and probes, and what it lost against another.
+
+In:  a run's folder or a model source; tasks, probes; another model to compare with.
+Out: a table, and in a folder `summary.json`, `predictions.parquet`, and those of the other model.
+
+    evaluate("runs/quickstart", tasks=[], probes="default", against="HuggingFaceTB/SmolLM2-135M-Instruct", ...)
+
+Of a run's folder the run's own frozen items are asked where none are named, so that the numbers are comparable with
+the run's. What was predicted before is not predicted again.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ift import cluster, storage
+from ift.console import Stage, Terminal
+from ift.errors import IftError
+from ift.models import base
+
+Manifest = dict[str, Any]
+
+
+def evaluate(
+    model: str,
+    *,
+    terminal: Terminal,
+    output: Path,
+    tasks: Sequence[str] = (),
+    folders: Sequence[str] = (),
+    probes: str = "default",
+    against: str | None = None,
+    limit: int | None = None,
+    ranking: str = "length",
+    batch_tokens: int = 4096,
+    max_drop: float = 0.05,
+    address: str | None = None,
+) -> Manifest:
+    """Ask `model`, and `against`, the items of `tasks` and `probes`; print and write what came out.
+
+    `tasks` are names of the library or paths of task files; `probes` is default, none, or names between commas.
+    Raises `IftError` where there is no such model or task, and where there is nothing to ask.
+    """
+    named = {"model": _folder(model, terminal, "model")}
+    if against:
+        named["against"] = _folder(against, terminal, "against")
+    items = _items(model, terminal, tasks, folders, probes, limit)
+    predictions: dict[str, list[Manifest]] = {}
+    seconds: dict[str, dict[str, float]] = {}
+    with cluster.connect(address, workers=None) as resources:
+        for role in reversed(named):  # the other one first: the collapse of answers is told by its own
+            with terminal.stage("evaluate" if role == "model" else "against") as stage:
+                predictions[role], seconds[role] = _predict(
+                    named[role],
+                    items,
+                    output / f"{'' if role == 'model' else 'against_'}predictions.parquet",
+                    resources,
+                    stage,
+                    ranking=ranking,
+                    batch_tokens=batch_tokens,
+                    base=predictions.get("against"),
+                )
+    summary = {
+        "model": model,
+        "against": against,
+        "items": len(items),
+        "ranking": ranking,
+        "seconds_an_item": seconds,
+        **_compared(predictions, max_drop),
+    }
+    storage.write_json(output / "summary.json", summary)
+    _show(summary, terminal)
+    terminal.say(f"\nwritten     {output / 'summary.json'}, predictions beside it")
+    return summary
+
+
+def _folder(source: str, terminal: Terminal, name: str) -> Path:
+    with terminal.stage(name) as stage:
+        folder = base.of_run(source) or base.resolve(source, cache=storage.cache_dir(), notify=stage.status)
+        stage.result(str(folder))
+    return folder
+
+
+def _items(
+    model: str,
+    terminal: Terminal,
+    tasks: Sequence[str],
+    folders: Sequence[str],
+    probes: str,
+    limit: int | None,
+) -> list[Manifest]:
+    """The run's own items, or those of the named tasks and probes."""
+    frozen = Path(model) / "prepare" / "items.jsonl"
+    if not tasks and probes == "default" and frozen.is_file():
+        items = storage.read_jsonl(frozen)
+        terminal.note(f"the frozen items of the run, {len(items):,}; name --tasks or --probes to ask others")
+        return _limited(items, limit)
+    from ift.data import gather, selection
+    from ift.data import items as making
+    from ift.spec import DataSpec, TaskRef
+    from ift.tasks import probes as probing
+
+    chosen = probing.asked(probes if probes in ("default", "none") else probes.split(","))
+    refs = [TaskRef(file=t) if t.endswith((".yaml", ".yml")) else TaskRef(name=t) for t in tasks]
+    asked: list[Manifest]
+    with terminal.stage("items") as stage:
+        if refs:
+            split = DataSpec().split
+            gathered = gather.gather(
+                selection.select(refs, folders=folders),
+                cache=storage.cache_dir(),
+                train=None,
+                validation=split.validation,
+                test=split.test,
+                balanced=False,
+                max_bad_rows=DataSpec().max_bad_rows,
+                decontaminate=0,
+                progress=lambda done, total: stage.progress(done >> 20, total and total >> 20, "MiB"),
+                counting=lambda done, total: stage.progress(done, total, "rows"),
+            )
+            asked, bad = making.items_of(gathered, chosen, limit=limit)
+            if bad:
+                stage.note(
+                    f"{len(bad):,} test rows cannot be worded and are left out, the first: {bad[0][2]}"
+                )
+        else:
+            asked = making.probe_items(chosen)
+        if not asked:
+            raise IftError(
+                "there is nothing to ask",
+                wanted="tasks with test examples, or probes",
+                hint="--tasks trec,boolq names tasks (`ift tasks list`), --probes default asks all probes",
+            )
+        names = dict.fromkeys(item["name"] for item in asked)
+        stage.result(f"{len(asked):,} items of {', '.join(names)}")
+    return asked
+
+
+def _limited(items: Sequence[Manifest], limit: int | None) -> list[Manifest]:
+    seen: dict[str, int] = {}
+    kept = []
+    for item in items:
+        seen[item["name"]] = seen.get(item["name"], 0) + 1
+        if item["suite"] == "probe" or limit is None or seen[item["name"]] <= limit:
+            kept.append(item)
+    return kept
+
+
+def _predict(
+    folder: Path,
+    items: Sequence[Manifest],
+    path: Path,
+    resources: cluster.Resources,
+    stage: Stage,
+    *,
+    ranking: str,
+    batch_tokens: int,
+    base: list[Manifest] | None,
+) -> tuple[list[Manifest], dict[str, float]]:
+    from ift.evaluate.evaluator import pool, predict_to, store_of
+
+    dtype = "bfloat16" if resources.gpus else "float32"
+    stage.status("loading the model")
+    predictions, seconds = predict_to(
+        path,
+        folder,
+        items,
+        **pool(resources.gpus),
+        batch_tokens=batch_tokens,
+        dtype=dtype,
+        ranking=ranking,
+        base=base,
+        store=store_of(storage.cache_dir(), folder, gpus=resources.gpus, dtype=dtype),
+        progress=lambda done, total: stage.progress(done, total, "items"),
+    )
+    if cut := sum(p["cut"] for p in predictions):
+        stage.note(f"{cut:,} prompts are longer than the model's context and lost their beginning")
+    if empty := sum(p["kind"] == "generation" and not p["output"] for p in predictions):
+        stage.note(f"{empty:,} answers are empty")
+    stage.result(f"{len(items):,} items")
+    return predictions, seconds
+
+
+def _compared(predictions: dict[str, list[Manifest]], max_drop: float) -> Manifest:
+    """Tasks and probes; with another model the gate's decision and the forgetting as well."""
+    from ift.evaluate import forgetting
+    from ift.tracking import gate
+
+    if "against" not in predictions:
+        tasks, probes = forgetting.alone(predictions["model"])
+        return {"task": tasks, "probes": probes}
+    tasks, probes = forgetting.compare(predictions["against"], predictions["model"])
+    decision = gate.decide(tasks, probes, max_drop=max_drop)
+    return {
+        "task": tasks,
+        "probes": probes,
+        "gate": decision,
+        "forgetting": forgetting.summary(probes, breach=gate.breached(decision)),
+    }
+
+
+def _show(summary: Manifest, terminal: Terminal) -> None:
+    terminal.scores(summary["task"], summary["probes"])
+    if "gate" not in summary:
+        return
+    found = summary["forgetting"]
+    if found["worst"]:
+        words = "more than is tolerated" if found["breach"] else "within what is tolerated, or chance"
+        worst = found["probes"][found["worst"]]["drop"]
+        terminal.say(
+            f"\nforgetting  mean drop {found['mean_drop']:+.2f}, worst {worst:+.2f} ({found['worst']}): {words}"
+        )
+    for line in summary["gate"]["lines"]:
+        if line["verdict"] != "pass" and line["of"] == "forgetting":
+            terminal.say(f"            {line['verdict']}: {line['check']}: {line['detail']}")

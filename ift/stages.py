@@ -1,0 +1,658 @@
+"""The stages of a run: what each does, and what it leaves in the run's folder.
+
+In:  a `Spec`, the run's folder, a `Terminal`.
+Out: a folder a stage with its artefacts and, last of all, a manifest.
+
+    job = Job(spec, folder, terminal)
+    with cluster.connect(None, workers=2) as resources:
+        job.prepare(resources); job.plan(resources); job.baseline(resources); job.train(resources)
+
+A stage returns at once where its manifest is there; what it needs of earlier ones it reads from their folders.
+"""
+
+import os
+import shutil
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import ift
+from ift import cluster, storage
+from ift import spec as specs
+from ift.console import Stage, Terminal
+from ift.errors import IftError
+from ift.memory import PeakMemory
+from ift.models.adapters import Adapter
+from ift.spec import Spec
+from ift.summary import done, numbers_of, predictions_of, shown, summary_of, tags_of
+
+Manifest = dict[str, Any]
+_CHOSEN = (
+    "zero_stage",
+    "offload",
+    "activation_checkpointing",
+    "micro_batch",
+)  # of a plan's choice, and of a job
+
+
+class Job:
+    """The stages of one run. Each returns at once where its manifest is there."""
+
+    def __init__(self, spec: Spec, folder: Path, terminal: Terminal) -> None:
+        from ift.data import selection
+        from ift.tasks import probes
+        from ift.tracking.run import Tracker
+
+        self.spec, self.folder, self.terminal = spec, folder, terminal
+        self.tracker = Tracker(folder, spec.tracking.uri, spec.experiment, spec.name, notify=terminal.note)
+        self.cache = storage.cache_dir()
+        self.selection = selection.select(spec.tasks, spec.mixture, folders=spec.task_folders)
+        self.probes = probes.asked(spec.evaluate.probes)
+        self.memory = PeakMemory()
+        terminal.header(
+            [
+                ("ift", f"{ift.__version__}, run {spec.name} in {folder}"),
+                ("model", spec.model.source),
+                ("tasks", _few(list(self.selection.tasks))),
+                *([("held out", _few(self.selection.held_out))] if self.selection.held_out else []),
+                ("probes", ", ".join(p.name for p in self.probes) or "none: forgetting is not measured"),
+                ("spec", str(folder / "spec.yaml")),
+                ("defaults", ", ".join(f"{key} {value}" for key, value in specs.defaults(spec).items())),
+                ("log", str(folder / "run.log")),
+            ]
+        )
+        self.model_dir = self._model()
+
+    @property
+    def workers_asked(self) -> int | None:
+        asked = self.spec.cluster.workers
+        return None if asked == "auto" else asked if isinstance(asked, int) else asked[1]
+
+    def _model(self) -> Path:
+        from ift.models import base
+
+        model = self.spec.model
+        with self.terminal.stage("model") as stage:
+            folder = base.resolve(
+                model.source,
+                cache=self.cache,
+                revision=model.revision,
+                sha256=model.sha256,
+                progress=_megabytes(stage),
+                notify=stage.status,
+            )
+            if base.is_adapter(folder):
+                raise IftError(
+                    f"the model source {model.source} is an adapter",
+                    wanted="an ordinary model",
+                    hint=f"`ift merge {model.source} FOLDER` makes one of it and its base",
+                )
+            self.parameters = base.parameter_count(folder)
+            stage.result(f"{self.parameters / 1e6:,.1f} M parameters in {folder}")
+        return folder
+
+    def check(self) -> None:
+        """What can be refused before a cluster starts: room on disk, settings that do not go together, the rows."""
+        from ift.models import adapters
+        from ift.train import checkpoint
+
+        spec = self.spec
+        if not done(self.folder, "train"):
+            # the export and MLflow's copy of it; the checkpoints that are kept, the best, and one on its way
+            checkpoints = (
+                spec.train.keep_checkpoints + 2 * bool(spec.train.best_by) + 1
+            ) * checkpoint.bytes_needed(self.parameters)
+            elsewhere = spec.cluster.storage is not None or spec.train.method == "lora"
+            storage.require_room(
+                self.folder,
+                8 * self.parameters + (0 if elsewhere else checkpoints),
+                "training, with its checkpoints and the exported model,",
+            )
+            if spec.train.method == "lora":
+                asked = spec.train.zero_stage
+                adapters.check(self._adapter(), zero_stage=0 if asked == "auto" else asked)
+                adapters.check_targets(self._adapter(), self.model_dir)
+        if spec.train.best_by and not spec.data.split.validation:
+            raise IftError(
+                f"`train.best_by` is {spec.train.best_by}, and `data.split.validation` is 0",
+                wanted="validation examples to tell the best weights by",
+                hint="give data.split.validation a share or a count, or leave train.best_by out",
+            )
+        if not done(self.folder, "prepare") or not self._prompted():
+            assert self.gathered.rows
+
+    @cached_property
+    def gathered(self) -> Any:
+        """Every task's rows, read and split."""
+        from ift.data.gather import gather
+
+        spec, split = self.spec, self.spec.data.split
+        with self.terminal.stage("rows") as stage:
+            gathered = gather(
+                self.selection,
+                cache=self.cache,
+                train=split.train,
+                validation=split.validation,
+                test=split.test,
+                balanced=spec.data.balanced,
+                max_bad_rows=spec.data.max_bad_rows,
+                seed=spec.seed,
+                deduplicate=spec.data.deduplicate,
+                decontaminate=spec.data.decontaminate,
+                probes=self.probes,
+                progress=_megabytes(stage),
+                counting=lambda done, total: stage.progress(done, total, "rows"),
+            )
+            counts = {
+                part: sum(len(splits[part]) for splits in gathered.splits.values())
+                for part in ("train", "validation", "test")
+            }
+            bad = f"; {gathered.bad:,} bad rows set aside" if gathered.bad else ""
+            stage.result(
+                f"{gathered.rows:,} rows: " + ", ".join(f"{n:,} {part}" for part, n in counts.items()) + bad
+            )
+        return gathered
+
+    def prepare(self, resources: cluster.Resources) -> None:
+        from ift.data import prepare
+        from ift.data.draws import draws_of
+        from ift.data.wording import limits_of
+        from ift.models import base
+
+        spec = self.spec
+
+        def work(stage: Stage) -> Manifest:
+            manifest = prepare.build(
+                self.folder / "prepare",
+                self.gathered,
+                self.probes,
+                cache=self.cache,
+                model_dir=self.model_dir,
+                limits=limits_of(spec, encoder_decoder=base.is_encoder_decoder(self.model_dir)),
+                packing=spec.data.packing,
+                epochs=spec.train.epochs,
+                seed=spec.seed,
+                test_limit=spec.evaluate.limit,
+                draws=draws_of(spec.mixture),
+                progress=lambda done, total: stage.progress(done, total, "instructions"),
+            )
+            for note in manifest["notes"]:
+                stage.note(note)
+            for note in _left_out(manifest, self.folder / "prepare"):
+                stage.note(note)
+            return manifest
+
+        def words(m: Manifest) -> str:
+            return (
+                f"{m['documents']:,} instructions in {m['packs']:,} packs of {m['max_length']:,} tokens, "
+                f"{m['fill']:.0%} full; {m['supervised_tokens']:,} of {m['tokens']:,} tokens supervised"
+            )
+
+        self._stage("prepare", work, words)
+
+    def baseline(self, resources: cluster.Resources) -> None:
+        self._stage(
+            "baseline",
+            lambda stage: self._evaluate("baseline", self.model_dir, resources, stage),
+            _scores_in_words,
+        )
+
+    def train(self, resources: cluster.Resources) -> None:
+        from ift.train import checkpoint
+
+        self._stage(
+            "train",
+            lambda stage: self._train(resources, stage),
+            lambda m: (
+                f"{m['steps']:,} steps, loss {m['final_loss']:.3f}, {m['tokens_per_second']:,.0f} tokens/s; "
+                f"reloaded with the same logits (error {m['reload_error']:.0e})"
+            ),
+        )
+        # the model is exported and the manifest written: nothing will go on from here any more
+        checkpoint.remove(self._checkpoints())
+
+    def evaluate(self, resources: cluster.Resources) -> None:
+        self._stage(
+            "evaluate",
+            lambda stage: self._evaluate("evaluate", self.folder / "model", resources, stage),
+            _scores_in_words,
+        )
+
+    def _stage(self, name: str, work: Callable[[Stage], Manifest], words: Callable[[Manifest], str]) -> None:
+        """Do `work` unless it is done; its manifest, written last, says that it is."""
+        manifest = done(self.folder, name)
+        if manifest:
+            self.terminal.say(f"✓ {name:<9} done before: {words(manifest)}")
+            return
+        with self.terminal.stage(name) as stage:
+            started = time.monotonic()
+            manifest = work(stage)
+            manifest["seconds"] = time.monotonic() - started
+            manifest["peak_memory_bytes"] = self.memory.take()
+            storage.write_json(self.folder / name / "manifest.json", manifest)
+            stage.result(words(manifest))
+
+    def _evaluate(self, name: str, model_dir: Path, resources: cluster.Resources, stage: Stage) -> Manifest:
+        items = storage.read_jsonl(self.folder / "prepare" / "items.jsonl")
+        base = None if name == "baseline" else self.predictions("baseline")
+        manifest = self._predict(
+            model_dir, items, self.folder / name / "predictions.parquet", resources, stage, base
+        )
+        self.tracker.log_metrics({f"{name}/{key}": value for key, value in manifest["scores"].items()})
+        return manifest
+
+    def _predict(
+        self,
+        model_dir: Path,
+        items: Sequence[Manifest],
+        path: Path,
+        resources: cluster.Resources,
+        stage: Stage,
+        base: list[Manifest] | None = None,
+    ) -> Manifest:
+        """Predictions of `items` in the Parquet file `path`; their mean scores, and what an item took."""
+        from ift.evaluate.evaluator import pool, predict_to
+
+        stage.status("loading the model")
+        predictions, seconds = predict_to(
+            path,
+            model_dir,
+            items,
+            **pool(resources.gpus),
+            batch_tokens=self.spec.evaluate.batch_tokens,
+            dtype=self._precision(resources)[1],
+            ranking=self.spec.evaluate.ranking,
+            base=base,
+            store=self._store(model_dir, resources),
+            progress=lambda done, total: stage.progress(done, total, "items"),
+        )
+        return {"scores": means(predictions), "items": len(items), "seconds_an_item": seconds}
+
+    def _store(self, model_dir: Path, resources: cluster.Resources) -> Any:
+        """Where predictions of this model are kept between runs."""
+        from ift.evaluate.evaluator import store_of
+
+        return store_of(self.cache, model_dir, gpus=resources.gpus, dtype=self._precision(resources)[1])
+
+    def prompting(self, resources: cluster.Resources) -> None:
+        """What the base model answers behind solved examples: `evaluate.shots`."""
+        for shots in self._shots_left():
+            self._stage(f"prompting/{shots}", partial(self._prompt, shots, resources), _scores_in_words)
+
+    def _shots_left(self) -> list[int]:
+        return [n for n in self.spec.evaluate.shots if not done(self.folder, f"prompting/{n}")]
+
+    def _prompted(self) -> bool:
+        """Whether nothing of it is left to do."""
+        return not self._shots_left()
+
+    def _prompt(self, shots: int, resources: cluster.Resources, stage: Stage) -> Manifest:
+        from ift.data.shots import shot_items
+        from ift.models import base
+
+        tokenizer = base.load_tokenizer(self.model_dir)
+
+        @lru_cache(maxsize=100_000)
+        def count(text: str) -> int:
+            return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        stage.status("wording the solved examples")
+        items = shot_items(
+            self.gathered,
+            shots=shots,
+            draws=self.spec.evaluate.draws,
+            limit=self.spec.evaluate.limit,
+            context=base.context_length(self.model_dir),
+            count=count,
+            options=self.spec.mixture.options,
+        )
+        fewer = sum(item["shots"] < item["asked_shots"] for item in items)
+        if fewer:
+            stage.note(
+                f"{fewer:,} of {len(items):,} prompts have fewer than {shots} solved examples: "
+                "the model's context has no room for more"
+            )
+        path = self.folder / "prompting" / str(shots) / "predictions.parquet"
+        return {**self._predict(self.model_dir, items, path, resources, stage), "fewer": fewer}
+
+    def _precision(self, resources: cluster.Resources) -> tuple[str, str]:
+        asked = self.spec.train.precision
+        precision = ("bf16" if resources.gpus else "fp32") if asked == "auto" else asked
+        return precision, {"fp32": "float32", "bf16": "bfloat16"}[precision]
+
+    def _train(self, resources: cluster.Resources, stage: Stage) -> Manifest:
+        import ray
+
+        from ift.models import base
+        from ift.train import trainer
+        from ift.train.follower import Follower
+
+        spec, folder = self.spec, self.folder / "train"
+        fewest, most = cluster.workers_of(spec.cluster.workers, resources, spec.train.global_batch)
+        for left in ("scratch", "candidates"):
+            shutil.rmtree(folder / left, ignore_errors=True)
+        job = self._training_job(resources, most)
+        follower = Follower(self.folder, steps=job.steps, stage=stage, wake=self.tracker.wake)
+        stage.status(f"starting {most} workers")
+        result = trainer.fit(
+            job,
+            fewest=fewest,
+            most=most,
+            gpus=resources.gpus,
+            scratch=folder / "scratch",
+            max_failures=spec.train.max_failures,
+            hang_timeout_s=spec.train.hang_timeout_s,
+            on_event=follower,
+            smaller=lambda job: self._smaller(job, resources),
+            score=lambda model: self._validation_score(model, spare_gpu=resources.gpus > most),
+        )
+        stage.status("reloading the exported model")
+        verify = ray.remote(num_cpus=1)(base.verify)
+        verified = ray.get(
+            verify.remote(job.export_dir, result["ids"], result["logits"], dtype=result["dtype"])
+        )
+        target = self.folder / "model"
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(job.export_dir, target)
+        for left in ("scratch", "candidates"):
+            shutil.rmtree(folder / left, ignore_errors=True)
+        chosen = self._choice()  # memory may have been short for what it was at first
+        gpu = {"gpu_peak_memory_gib": result["peak_gpu_bytes"] / storage.GIB} if resources.gpus else {}
+        return {
+            **follower.totals(),
+            "parameters": verified["parameters"],
+            "method": "lora" if chosen["adapter"] else "full",
+            **({"adapter": asdict(chosen["adapter"])} if chosen["adapter"] else {}),
+            **{key: chosen[key] for key in _CHOSEN},
+            "precision": job.precision,
+            "attention": result["attention"],
+            "workers": result["world"],
+            "planned_memory_gib": self._planned_bytes() / storage.GIB,
+            "worker_peak_memory_gib": result["peak_memory_bytes"] / storage.GIB,
+            **gpu,
+            "resumed_at_step": result["resumed_at"],
+            "stopped_early": result["steps"] < job.steps,
+            "best_step": result["best_step"],
+            "reload_error": verified["relative_error"],
+        }
+
+    def _training_job(self, resources: cluster.Resources, workers: int) -> Any:
+        """The spec's values, the plan's choice and what was prepared, as the workers take them."""
+        from ift.train.job import Job as TrainingJob
+
+        spec, train, prepared = self.spec, self.spec.train, done(self.folder, "prepare") or {}
+        return TrainingJob(
+            model_dir=self.model_dir,
+            stream_dir=self.folder / "prepare" / "stream",
+            validation_dir=self.folder / "prepare" / "validation",
+            packs=prepared["packs"],
+            validation_packs=prepared["validation"]["packs"],
+            epoch_ends=tuple(prepared["epoch_ends"]),
+            export_dir=self.folder / "train" / "export",
+            checkpoints=self._checkpoints(),
+            candidates_dir=self.folder / "train" / "candidates",
+            global_batch=train.global_batch,
+            learning_rate=train.learning_rate,
+            schedule=train.schedule,
+            warmup=train.warmup,
+            weight_decay=train.weight_decay,
+            max_grad_norm=train.max_grad_norm,
+            seed=spec.seed,
+            precision=self._precision(resources)[0],
+            threads=max(1, (os.cpu_count() or 1) // workers) if resources.nodes == 1 else 0,
+            nvme=Path(train.nvme) if train.nvme else None,
+            attention=train.attention,
+            liger=train.liger,
+            label_smoothing=train.label_smoothing,
+            neftune_alpha=train.neftune_alpha,
+            loss_weights={
+                name: self.selection.loss_weights.get(name, 1.0) for name in self.selection.trained
+            },
+            validate_steps=train.validate_steps,
+            best_by=train.best_by,
+            patience=train.patience,
+            checkpoint_steps=train.checkpoint_steps,
+            checkpoint_minutes=train.checkpoint_minutes,
+            keep_checkpoints=train.keep_checkpoints,
+            lineage={"stream": prepared["hash"], "global_batch": train.global_batch, "seed": spec.seed},
+            **self._choice(),
+        )
+
+    def _checkpoints(self) -> str:
+        """Where this run's checkpoints go: its folder, or a place of its own in `cluster.storage`."""
+        asked = self.spec.cluster.storage
+        if asked is None:
+            return str(self.folder / "train" / "checkpoints")
+        path = self.folder / "train" / "place.json"
+        place = storage.read_json(path)
+        if place is None:
+            place = {"name": f"{self.spec.name}-{uuid.uuid4().hex[:8]}"}
+            storage.write_json(path, place)
+        return f"{asked.rstrip('/')}/{place['name']}/checkpoints"
+
+    def _adapter(self) -> Adapter:
+        return Adapter(**self.spec.train.adapter.model_dump())
+
+    def plan(self, resources: cluster.Resources) -> None:
+        """Settle how to train, before anything costs time. A run that goes on keeps to what was settled."""
+        if done(self.folder, "train") or self._planned():
+            return
+        from ift.models import plan as plans
+
+        with self.terminal.stage("plan") as stage:
+            found = self._plan(resources)
+            if found.choice is None:
+                raise plans.refusal(found)
+            if found.choice.method == "lora" and found.asked.method is None:
+                stage.note(found.why)
+            storage.write_json(self.folder / "train" / "plan.json", found.as_json())
+            stage.result(f"{found.choice}: {found.why}")
+
+    def _planned(self) -> Manifest | None:
+        return storage.read_json(self.folder / "train" / "plan.json")
+
+    def _plan(self, resources: cluster.Resources) -> Any:
+        from ift import planning
+
+        spec, train = self.spec, self.spec.train
+        workers = planning.workers_of(spec.cluster.workers, gpu=bool(resources.gpus))
+        machine = planning.this_machine if resources.nodes == 1 else planning.cluster_machine
+        sizes = planning.sizes_of(done(self.folder, "prepare"), spec.data.max_length)
+        found, _ = planning.decide(
+            str(self.model_dir),
+            machine=machine(workers, train.global_batch),
+            length=sizes.length,
+            global_batch=train.global_batch,
+            supervised_share=sizes.share,
+            asked=planning.asked_of(train),
+            adapter=self._adapter(),
+            precision=self._precision(resources)[0],
+            attention=train.attention,
+            nvme=train.nvme is not None,
+        )
+        return found
+
+    def _choice(self) -> dict[str, Any]:
+        """What the plan settled, as the job's fields."""
+        choice = (self._planned() or {})["choice"]
+        adapter = self._adapter() if choice["method"] == "lora" else None
+        return {**{key: choice[key] for key in _CHOSEN}, "adapter": adapter}
+
+    def _planned_bytes(self) -> int:
+        """What the plan counts for a worker: of its GPU, or of its process where there is none."""
+        planned = self._planned() or {}
+        (found,) = (c for c in planned["considered"] if c["choice"] == planned["choice"])
+        return sum(found["memory"]["worker"].values())
+
+    def _smaller(self, job: Any, resources: cluster.Resources) -> tuple[Any, str] | None:
+        """The job as the plan would have it next where memory was short, and what it is in words."""
+        from ift.models import plan as plans
+        from ift.train import checkpoint
+
+        method = "lora" if job.adapter else "full"
+        found = self._plan(resources)
+        after = plans.Choice(method=method, **{key: getattr(job, key) for key in _CHOSEN})
+        choice = plans.next_choice(found, after=after)
+        if choice is None or (choice.method != method and checkpoint.latest(job.checkpoints)):
+            return None  # nothing less, or something that could not go on from the checkpoint
+        storage.write_json(self.folder / "train" / "plan.json", replace(found, choice=choice).as_json())
+        return replace(job, **self._choice()), str(choice)
+
+    def _validation_score(self, model_dir: Path, *, spare_gpu: bool) -> float:
+        """The mean over tasks of their metric on the validation items: what `train.best_by: metric` goes by.
+
+        While the workers train on: on a GPU that they leave, else on CPUs.
+        """
+        from ift.evaluate.evaluator import evaluate
+
+        items = storage.read_jsonl(self.folder / "prepare" / "validation_items.jsonl")
+        cores = os.cpu_count() or 1
+        predictions = evaluate(
+            model_dir,
+            items,
+            actors=1,
+            gpus=int(spare_gpu),
+            threads=max(1, cores // 2),
+            batch_tokens=self.spec.evaluate.batch_tokens,
+            dtype="bfloat16" if spare_gpu else "float32",
+        )
+        scores = means(predictions).values()
+        return sum(scores) / len(scores)
+
+    def register(self, into: Path, more: Mapping[str, Any]) -> Manifest:
+        """The gate, the card, MLflow, the report; the summary, with `more` in it, goes to the folder `into`.
+
+        Without MLflow the run is whole all the same.
+        """
+        from ift.models import adapters
+        from ift.tracking import gate, registry
+
+        spec, summary = self.spec, {**summary_of(self.spec, self.folder), **more}
+        summary["report"] = str(into / "report.html")
+        promotable = spec.forgetting.on_breach == "warn" or not gate.breached(summary["gate"])
+        alias = "candidate" if promotable else None
+        with self.terminal.stage("register") as stage:
+            started = time.monotonic()
+            mlflow: Manifest = {
+                "tracking_uri": shown(spec).tracking.uri,
+                "experiment": spec.experiment,
+                "model_name": spec.registered_name,
+                "alias": alias,
+            }
+            card = registry.describe({**summary, "mlflow": mlflow})
+            storage.write_text(self.folder / "model" / "README.md", registry.front_matter(summary) + card)
+            if summary["train"]["method"] == "lora":
+                adapters.name_base(self.folder / "model", spec.model.source, spec.model.revision)
+            storage.write_json(self.folder / "model" / "ift.json", summary)
+            self.tracker.log_metrics(numbers_of(summary))
+            stage.status("uploading the model to MLflow")
+            try:
+                mlflow["run_id"] = _wait_for_run(self.tracker)
+                mlflow["model_version"] = registry.register(
+                    mlflow["run_id"],
+                    self.folder / "model",
+                    spec.registered_name,
+                    uri=spec.tracking.uri,
+                    description=card,
+                    tags=tags_of(spec, summary),
+                    alias=alias,
+                )
+                named = f", alias {alias}" if alias else ", not promotable: it forgot too much"
+                stage.result(f"{spec.registered_name} version {mlflow['model_version']}{named}")
+            except IftError as error:
+                mlflow["error"] = error.what
+                stage.result("left out: MLflow does not take it")
+            summary["mlflow"] = mlflow
+            summary["timings"]["register"] = time.monotonic() - started
+            summary["timings"]["total"] = sum(summary["timings"].values())
+            storage.write_json(into / "summary.json", summary)
+            self.write_report(into, summary)
+            for name in ("report.html", "summary.json", "spec.yaml"):
+                self.tracker.log_artifact(into / name)
+            stage.status("waiting for MLflow")
+            arrived = self.tracker.close("FINISHED", timeout=5 if "error" in mlflow else 120)
+            if arrived and "error" not in mlflow:
+                storage.write_json(into / "register" / "manifest.json", mlflow)
+        return summary
+
+    def write_report(self, into: Path, summary: Manifest) -> None:
+        """The run in pictures, in the folder `into`."""
+        from ift.evaluate import forgetting
+        from ift.tracking import report
+
+        report.write_report(
+            into / "report.html",
+            summary,
+            storage.read_jsonl(self.folder / "metrics.jsonl"),
+            storage.read_jsonl(self.folder / "validation.jsonl"),
+            forgetting.side_by_side(self.predictions("baseline"), self.predictions("evaluate")),
+            specs.dump(shown(self.spec)),
+        )
+
+    def predictions(self, stage: str) -> list[Manifest]:
+        return predictions_of(self.folder, stage)
+
+
+def means(predictions: list[Manifest]) -> dict[str, float]:
+    """The mean score of each task and probe."""
+    scores: dict[str, list[float]] = {}
+    for prediction in predictions:
+        scores.setdefault(prediction["name"], []).append(prediction["score"])
+    return {name: sum(values) / len(values) for name, values in scores.items()}
+
+
+def _few(names: list[str], count: int = 8) -> str:
+    """`names`, or the first of them where they are many."""
+    more = f" and {len(names) - count:,} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def _megabytes(stage: Stage) -> Callable[[int, int | None], None]:
+    return lambda done, total: stage.progress(done >> 20, total and total >> 20, "MiB")
+
+
+def _left_out(manifest: Manifest, folder: Path) -> list[str]:
+    """What was not trained on, and where each of these rows is named with its reason."""
+    notes = []
+    if count := manifest["quarantined"]:
+        reasons = "; ".join(f"{reason} ({n:,})" for reason, n in list(manifest["reasons"].items())[:3])
+        more = "; and others" if len(manifest["reasons"]) > 3 else ""
+        notes.append(
+            f"{count:,} row{'s are' if count > 1 else ' is'} set aside: {reasons}{more}. "
+            f"Each with file, line and reason: {folder / 'quarantine.jsonl'}"
+        )
+    kinds: Counter[str] = Counter()
+    for of_task in manifest["dropped"].values():
+        kinds.update(of_task)
+    if kinds:
+        count = kinds.total()
+        shown = ", ".join(
+            f"{n:,} {kind}{'s' * (n > 1 and kind.endswith('duplicate'))}" for kind, n in kinds.items()
+        )
+        notes.append(
+            f"{count:,} good row{'s are' if count > 1 else ' is'} not trained on: {shown}. "
+            f"Each with the reason: {folder / 'dropped.jsonl'}"
+        )
+    if manifest["cut"]:
+        notes.append(f"{manifest['cut']:,} prompts over data.max_length lost their beginning (data.too_long)")
+    return notes
+
+
+def _scores_in_words(manifest: Manifest) -> str:
+    shown = list(manifest["scores"].items())
+    return f"{manifest['items']:,} items: " + _few([f"{name} {value:.2f}" for name, value in shown], 16)
+
+
+def _wait_for_run(tracker: Any, timeout: float = 60) -> str:
+    """The id of the run in MLflow, once the tracker has it. Raises `IftError` where MLflow does not answer."""
+    deadline = time.monotonic() + timeout
+    while not tracker.run_id:
+        if tracker.error or time.monotonic() > deadline:
+            raise IftError(f"MLflow does not answer: {tracker.error or 'no run after a minute'}")
+        time.sleep(0.1)
+    return str(tracker.run_id)

@@ -1,0 +1,156 @@
+"""What a run came to, in numbers: read from what its stages have left in its folder.
+
+In:  the spec, the run's folder.
+Out: `summary.json`'s content, the same as MLflow's metrics and tags.
+
+    summary_of(spec, Path("runs/quickstart"))["gate"]["verdict"]    # 'pass'
+"""
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ift
+from ift import storage
+from ift.spec import Spec
+
+Manifest = dict[str, Any]
+STAGES = ("prepare", "baseline", "train", "evaluate", "register")
+_OF_PREPARE_AND_TRAIN_ALONE = (
+    "shards",
+    "seconds",
+    "peak_memory_bytes",
+    "templates",
+    "licenses",
+    "validation",
+    "items",
+    "epoch_ends",
+    "inputs",
+    "dropped",
+    "reasons",
+)
+
+
+def done(folder: Path, stage: str) -> Manifest | None:
+    """The manifest of a stage that is done; else None."""
+    return storage.read_json(folder / stage / "manifest.json")
+
+
+def predictions_of(folder: Path, stage: str) -> list[Manifest]:
+    """What a stage predicted, an item each."""
+    import pyarrow.parquet as pq
+
+    rows: list[Manifest] = pq.read_table(folder / stage / "predictions.parquet").to_pylist()
+    return rows
+
+
+def shown(spec: Spec) -> Spec:
+    """`spec` as it may be written down: a password in the tracking URI is left out."""
+    from ift.tracking.run import without_secrets
+
+    tracking = spec.tracking.model_copy(update={"uri": without_secrets(spec.tracking.uri)})
+    return spec.model_copy(update={"tracking": tracking})
+
+
+def summary_of(spec: Spec, folder: Path) -> Manifest:
+    """The result of a run whose stages up to `evaluate` are done."""
+    from ift.evaluate import forgetting
+    from ift.models import base
+    from ift.tracking import gate
+
+    stages = {stage: done(folder, stage) or {} for stage in STAGES[:-1]}
+    prepared, trained = stages["prepare"], stages["train"]
+    prompted = prompted_shots(folder)
+    timed = {**stages, **{f"prompting/{n}": done(folder, f"prompting/{n}") or {} for n in prompted}}
+    tasks, probes = forgetting.compare(predictions_of(folder, "baseline"), predictions_of(folder, "evaluate"))
+    peak = max(stage.get("peak_memory_bytes", 0) for stage in timed.values())
+    encoder = base.is_encoder_decoder(folder / "model")
+    judged = gate.decide(tasks, probes, max_drop=spec.forgetting.max_drop)
+    return {
+        "name": spec.name,
+        "status": "finished",
+        "run_dir": str(folder),
+        "model_dir": str(folder / "model"),
+        "report": str(folder / "report.html"),
+        "model": spec.model.model_dump(exclude_none=True),
+        "model_class": "AutoModelForSeq2SeqLM" if encoder else "AutoModelForCausalLM",
+        "stream": {
+            **_without(prepared, _OF_PREPARE_AND_TRAIN_ALONE),
+            "not_trained_on": sum(sum(kinds.values()) for kinds in prepared["dropped"].values()),
+        },
+        "train": _without(trained, _OF_PREPARE_AND_TRAIN_ALONE),
+        "task": tasks,
+        "probes": probes,
+        "forgetting": forgetting.summary(probes, breach=gate.breached(judged)),
+        "prompting": [],
+        "gate": judged,
+        "licenses": prepared["licenses"],
+        "timings": {name: stage["seconds"] for name, stage in timed.items()},
+        "peak_memory_gib": peak / storage.GIB,
+        "versions": _versions(),
+    }
+
+
+def _without(manifest: Mapping[str, Any], keys: tuple[str, ...]) -> Manifest:
+    return {key: value for key, value in manifest.items() if key not in keys}
+
+
+def prompted_shots(folder: Path) -> list[int]:
+    """The numbers of solved examples behind which the base model was asked."""
+    found = [int(path.parent.name) for path in folder.glob("prompting/*/manifest.json")]
+    return sorted(found)
+
+
+def prompting_of(folder: Path, tuned: Mapping[str, Path]) -> list[Manifest]:
+    """In-context learning beside tuning, a row a task: the base model as the run in `folder` asked it, and the
+    models of the runs `tuned`, by name."""
+    from ift.evaluate.compare import Way, compare
+    from ift.models import base
+
+    def way(name: str, of: Path, stage: str, **more: Any) -> Way:
+        seconds = (done(of, stage) or {}).get("seconds_an_item", {})
+        return Way(name, predictions_of(of, stage), seconds=seconds, **more)
+
+    ways = [way("base, 0 shots", folder, "baseline")]
+    for n in prompted_shots(folder):
+        ways.append(way(f"base, {n} shot{'s' * (n > 1)}", folder, f"prompting/{n}", shots=n))
+    ways += [way(name, of, "evaluate", trained=True) for name, of in tuned.items()]
+    tokens = {name: int((done(of, "prepare") or {}).get("tokens", 0)) for name, of in tuned.items()}
+    context = base.context_length(next(iter(tuned.values())) / "model")
+    return compare(ways, context=context, trained_tokens=tokens)
+
+
+def numbers_of(summary: Manifest) -> dict[str, float]:
+    """The summary's results as MLflow metrics: the same numbers under their dotted names."""
+    found: dict[str, float] = {}
+    for row in summary["task"]:
+        found |= {f"task/{row['name']}/{key}": row[key]["value"] for key in ("base", "tuned", "gain")}
+    for row in summary["probes"]:
+        found |= {f"probe/{row['name']}/{key}": row[key]["value"] for key in ("base", "tuned", "drop")}
+    for key in ("mean_drop", "worst_drop"):
+        if summary["gate"].get(key) is not None:
+            found[f"forgetting/{key}"] = summary["gate"][key]
+    found["train/tokens_per_second"] = summary["train"]["tokens_per_second"]
+    found["train/final_loss"] = summary["train"]["final_loss"]
+    return found
+
+
+def tags_of(spec: Spec, summary: Manifest) -> dict[str, str]:
+    """What a registered version is told apart by."""
+    return {
+        "ift.version": ift.__version__,
+        "ift.base_model": spec.model.source,
+        "ift.base_pin": spec.model.revision or spec.model.sha256 or "",
+        "ift.stream": summary["stream"]["hash"],
+        "ift.gate": summary["gate"]["verdict"],
+        "ift.run_fingerprint": f"{summary['stream']['hash']}/{summary['train']['finished']}",
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "ray", "deepspeed", "transformers", "mlflow")
+    return {"python": platform.python_version(), "ift": ift.__version__} | {
+        p: metadata.version(p) for p in packages
+    }
