@@ -4,15 +4,15 @@ In:  root on a Linux machine, for network namespaces; which faults.
 Out: a table in Markdown, as it stands in docs/fault-tolerance.md, and the numbers behind it as JSON.
 
     sudo .venv/bin/python benchmarks/faults.py                               # all of them, about an hour on two cores
-    sudo .venv/bin/python benchmarks/faults.py worker hang --output out.json
+    sudo .venv/bin/python benchmarks/faults.py worker hang --output out.json   # these two
 
 The nodes are two network namespaces joined by a cable of their own: a Ray head with the driver and one worker in one,
 a Ray node with the other worker in the other. Nothing leaves the machine. The model is a random one of 3.5 million
 parameters, trained in full under ZeRO-2 on made-up sentences; what is measured is the way back, not the training.
 
-`s until it went on` is from the fault to the first step that had not been done before. What was lost is counted in
-packs: each has to be trained on once in the history that leads to the exported model. `losses` compares that history
-with a run of the same spec to which nothing happened.
+`s until it went on` is from the fault to the end of the first step that had not been done before. What was lost is
+counted in packs: each has to be trained on once in the history that leads to the exported model. `losses` compares each
+step's loss, as it was first written down, with that of a run of the same spec to which nothing happened.
 """
 
 import argparse
@@ -42,6 +42,10 @@ _BIN = Path(sys.executable).parent
 _A, _B = "10.77.31.1", "10.77.31.2"
 _PORT = 6379
 _STEP = 12  # the fault comes behind this one; the last checkpoint then is of step 10
+_DISK, _ROOM = (
+    250,
+    60,
+)  # MiB: a disk of its own, and what is left on it when it is nearly full: one checkpoint is 41
 _PATIENCE = 900.0  # seconds for anything to happen
 _TASK = """\
 name: sentences
@@ -63,6 +67,14 @@ class Nodes:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __enter__(self) -> "Nodes":
+        try:
+            self._start_all()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start_all(self) -> None:
         a, b = self.names
         for name in self.names:
             _ip("netns", "add", name)
@@ -73,7 +85,6 @@ class Nodes:
             _ip("-n", name, "link", "set", "ift0", "up")
         self.start_head()
         self.start_node()
-        return self
 
     def __exit__(self, *_: object) -> None:
         for name in self.names:
@@ -81,7 +92,8 @@ class Nodes:
         for process in self.processes:
             process.wait()
         for name in self.names:
-            _ip("netns", "delete", name)
+            with suppress(subprocess.CalledProcessError):  # it may not have come so far
+                _ip("netns", "delete", name)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -150,10 +162,13 @@ class Nodes:
                     found.append(pid)
         return found
 
-    def kill(self, name: str, of: str = "", with_signal: int = signal.SIGKILL) -> None:
-        for pid in self.pids(name, of):
+    def kill(self, name: str, of: str = "", with_signal: int = signal.SIGKILL) -> int:
+        """Send a signal to these processes; how many there were."""
+        pids = self.pids(name, of)
+        for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, with_signal)
+        return len(pids)
 
 
 def _ip(*words: str) -> None:
@@ -201,16 +216,15 @@ class Run:
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """A line for each step, of the first time that it was done."""
+        return storage.read_jsonl(self.folder / "metrics.jsonl")
+
     def steps(self) -> int:
-        return max(
-            (int(line["step"]) for line in storage.read_jsonl(self.folder / "metrics.jsonl")), default=0
-        )
+        return max((int(line["step"]) for line in self.metrics()), default=0)
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [e for e in storage.read_jsonl(self.folder / "events.jsonl") if e["kind"] == kind]
-
-    def losses(self) -> dict[int, float]:
-        return {int(line["step"]): line["loss"] for line in storage.read_jsonl(self.folder / "metrics.jsonl")}
 
     def reach(self, step: int) -> None:
         def there() -> bool:
@@ -223,41 +237,30 @@ class Run:
 
         wait(there, f"step {step} of {self.name}")
 
-    def went_on(self, since: float) -> float:
-        """Seconds from `since` to the first step that had not been done before."""
-        before = self.steps()
-        self.reach(before + 1)
-        return time.monotonic() - since
 
-
-# ── the faults: each starts a run, does its harm, and says how long it took to go on ──
+# ── the faults: each starts a run, does its harm, sees the run to its end, and says when the harm was done ──
 
 
 def worker(nodes: Nodes, run: Run) -> float:
     """kill -9 of a worker"""
-    return _harm(run, lambda: nodes.kill(nodes.names[1], "RayTrainWorker"))
+    return _harm(run, lambda: _hit(nodes.kill(nodes.names[1], "RayTrainWorker")))
 
 
 def hang(nodes: Nodes, run: Run) -> float:
     """a worker stops without a word (SIGSTOP); a collective is given up after 30 s"""
     run.overrides += ("train.hang_timeout_s=30",)
-    return _harm(run, lambda: nodes.kill(nodes.names[1], "RayTrainWorker", signal.SIGSTOP))
+    return _harm(run, lambda: _hit(nodes.kill(nodes.names[1], "RayTrainWorker", signal.SIGSTOP)))
 
 
 def controller(nodes: Nodes, run: Run) -> float:
     """kill -9 of Ray Train's controller"""
-
-    def harm() -> None:
-        for name in nodes.names:
-            nodes.kill(name, "TrainController")
-
-    return _harm(run, harm)
+    return _harm(run, lambda: _hit(sum(nodes.kill(name, "TrainController") for name in nodes.names)))
 
 
 def node(nodes: Nodes, run: Run) -> float:
     """a node is lost, with all that is on it; `workers: [1, 2]`"""
     run.overrides += ("cluster.workers=[1, 2]",)
-    return _harm(run, lambda: nodes.kill(nodes.names[1]))
+    return _harm(run, lambda: _hit(nodes.kill(nodes.names[1])))
 
 
 def cable(nodes: Nodes, run: Run) -> float:
@@ -269,9 +272,9 @@ def cable(nodes: Nodes, run: Run) -> float:
 def notice(nodes: Nodes, run: Run) -> float:
     """a notice that a node will be taken away; `workers: [1, 2]`"""
     run.overrides += ("cluster.workers=[1, 2]",)
+    (going,) = (n["id"] for n in nodes.alive() if n["address"] == _B)
 
     def harm() -> None:
-        (going,) = (n["id"] for n in nodes.alive() if n["address"] == _B)
         nodes.start(
             nodes.names[0],
             str(_BIN / "ray"),
@@ -292,15 +295,17 @@ def growth(nodes: Nodes, run: Run) -> float:
     run.overrides += ("cluster.workers=[1, 2]",)
     nodes.kill(nodes.names[1])
     nodes.wait_for_nodes(1)
-    return _harm(run, nodes.start_node, until=lambda: len(run.events("start")) > 1)
+    return _harm(run, nodes.start_node)
 
 
 def driver(nodes: Nodes, run: Run) -> float:
     """kill -9 of the driver, and the same command again"""
 
-    def harm() -> None:
+    def harm() -> float:
         run.kill()
+        since = time.time()
         run.start()
+        return since
 
     return _harm(run, harm)
 
@@ -308,15 +313,18 @@ def driver(nodes: Nodes, run: Run) -> float:
 def broken_checkpoint(nodes: Nodes, run: Run) -> float:
     """the driver is killed, a byte of the last checkpoint turns over, and the same command again"""
 
-    def harm() -> None:
+    def harm() -> float:
+        wait(lambda: run.events("checkpoint")[-1]["step"] >= _STEP, f"the checkpoint of step {_STEP}")
         run.kill()
-        newest = max(run.folder.glob("train/checkpoints/step-*/rank-00001.safetensors"))
-        with newest.open("r+b") as file:
+        since = time.time()
+        newest = max(run.folder.glob("train/checkpoints/step-*/complete.json")).parent
+        with (newest / "rank-00001.safetensors").open("r+b") as file:
             file.seek(-1000, os.SEEK_END)
             byte = file.read(1)
             file.seek(-1, os.SEEK_CUR)
             file.write(bytes([byte[0] ^ 1]))
         run.start()
+        return since
 
     run.overrides += ("train.checkpoint_steps=4",)
     return _harm(run, harm)
@@ -325,72 +333,96 @@ def broken_checkpoint(nodes: Nodes, run: Run) -> float:
 def disk(nodes: Nodes, run: Run) -> float:
     """the disk of the checkpoints is full; room is made, and the same command again"""
     place = nodes.folder / "small"
-    place.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "ift", str(place)], check=True)
-    try:
-        run.overrides += (f"cluster.storage={place}",)
-        run.start()
-        if run.end() == 0:
-            raise RuntimeError("the run did not notice that the disk is full")
-        since = time.monotonic()
-        subprocess.run(["mount", "-o", "remount,size=1g", str(place)], check=True)
-        run.start()
-        took = run.went_on(since)
-        run.end()
-        return took
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
+    filler = place / "filler"
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, (_DISK - _ROOM) << 20)
+    run.overrides += (f"cluster.storage={place}",)
+    run.start()
+    if run.end() == 0:
+        raise RuntimeError("the run did not notice that the disk is full")
+    since = time.time()
+    filler.unlink()
+    run.start().end()
+    return since
 
 
 def diverged(nodes: Nodes, run: Run) -> float:
     """the loss is no number: training stops with step, packs and examples"""
     run.overrides += ("train.learning_rate=0.999", "train.max_grad_norm=0", "train.schedule=constant")
-    run.start()
-    run.end()
-    return float("nan")
+    run.start().end()
+    return time.time()
 
 
-FAULTS = [worker, hang, controller, node, cable, notice, growth, driver, broken_checkpoint, disk, diverged]
+FAULTS = [worker, node, cable, notice, growth, hang, controller, driver, broken_checkpoint, disk, diverged]
 
 
-def _harm(run: Run, harm: Callable[[], None], until: Callable[[], bool] = lambda: True) -> float:
+def _harm(run: Run, harm: Callable[[], float | None]) -> float:
+    """`harm` says when it was done, unless that was when it began."""
     run.start()
     run.reach(_STEP)
-    since = time.monotonic()
-    harm()
-    wait(until, f"what comes of it in {run.name}")
-    took = run.went_on(since)
+    began = time.time()
+    since = harm() or began
     run.end()
-    return took
+    return since
+
+
+def _hit(processes: int) -> None:
+    if not processes:
+        raise RuntimeError("no process was hit: nothing was injected")
 
 
 # ── the table ──
 
 
-def measure(nodes: Nodes, fault: Callable[[Nodes, Run], float], quiet: dict[int, float]) -> dict[str, Any]:
+def measure(nodes: Nodes, fault: Callable[[Nodes, Run], float], quiet: Run) -> dict[str, Any]:
     """One fault, from a cluster of two nodes to the end of its run."""
     run = Run(nodes, fault.__name__.replace("_", "-"))
     shutil.rmtree(run.folder, ignore_errors=True)
-    took = fault(nodes, run)
-    summary = storage.read_json(run.folder / "train" / "manifest.json")
-    losses = run.losses()
-    last = (nodes.folder / f"{run.name}.log").read_text(errors="replace").splitlines()
-    starts = run.events("start")
-    again = sum(
-        max(0, max((s for s in losses if s <= _STEP + 3), default=0) - start["step"]) for start in starts[1:2]
-    )
+    (nodes.folder / f"{run.name}.log").unlink(missing_ok=True)
+    since, failed = time.time(), None
+    try:
+        since = fault(nodes, run)
+    except (RuntimeError, TimeoutError, subprocess.TimeoutExpired) as error:
+        failed = str(error)  # the other faults are to have their turn
     return {
+        "name": fault.__name__,
         "fault": fault.__doc__,
-        "ended": "ok" if summary else "stopped",
+        "failed": failed,
+        **compare(run, since, {line["step"]: line for line in quiet.metrics()}),
+    }
+
+
+def compare(run: Run, since: float, quiet: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """What became of a run to which something happened at the time `since`, beside `quiet`, the steps of another."""
+    lines, starts = run.metrics(), run.events("start")
+    restarts = [event for event in run.events("restart") if event["time"] > since]
+    # a step that was done before the harm may be told after it, so what ends the first attempt is its restart;
+    # where the driver was lost or ended nobody tells of one
+    over = restarts[0]["time"] if restarts else since
+    before = max((line["step"] for line in lines if line["time"] <= over), default=0)
+    went_on = min((line["time"] for line in lines if line["step"] > before), default=None)
+    again = [start["step"] for start in starts if start["time"] > over]
+    common = [line for line in lines if line["step"] in quiet]
+    said = (run.nodes.folder / f"{run.name}.log").read_text(errors="replace").splitlines()
+    return {
+        "ended": "ok" if (run.folder / "train" / "manifest.json").is_file() else "stopped",
         "starts": [(start["step"], start["world"]) for start in starts],
-        "reasons": [event["reason"] for event in run.events("restart")],
-        "seconds": round(took, 1),
-        "steps_again": again,
-        "steps": len(losses),
+        "reasons": [event["reason"] for event in restarts],
+        "seconds": went_on and round(went_on - since, 1),
+        "steps_again": before - again[0] if again else None,
+        "steps": len(lines),
+        "each_once": len(common) == len(quiet) == len(lines)
+        and all(line["tokens"] == quiet[line["step"]]["tokens"] for line in lines),
         "worst_difference": max(
-            (abs(losses[s] - quiet[s]) / abs(quiet[s]) for s in losses if s in quiet), default=None
+            (
+                abs(line["loss"] - quiet[line["step"]]["loss"]) / abs(quiet[line["step"]]["loss"])
+                for line in common
+            ),
+            default=None,
         ),
-        "said": [line for line in last if line.startswith(("error", "!", "  wanted", "  next"))][-6:],
+        "said": [line.strip() for line in said if line.lstrip().startswith(("error:", "wanted:", "next:"))][
+            -3:
+        ],
     }
 
 
@@ -419,19 +451,19 @@ def prepare(folder: Path) -> None:
             )
         ).save_pretrained(model)
         tokenizer.save_pretrained(model)
-    rows = ({"question": f"What comes after {i}, and {i + 1}?", "answer": f"{i + 2}"} for i in range(1200))
+    rows = ({"question": f"What comes after {i}, and {i + 1}?", "answer": f"{i + 2}"} for i in range(4400))
     storage.write_jsonl(folder / "rows.jsonl", rows)
     (folder / "sentences.yaml").write_text(_TASK, encoding="utf-8")
     spec = {
         "name": "faults",
         "model": {"source": str(model)},
         "tasks": [{"file": "sentences.yaml"}],
-        "data": {"max_length": 256, "split": {"train": 1000, "validation": 0, "test": 2}},
+        "data": {"max_length": 256, "split": {"train": 4000, "validation": 0, "test": 2}},
         "train": {
             "method": "full",
             "zero_stage": 2,
             "micro_batch": 1,
-            "global_batch": 4,
+            "global_batch": 8,
             "learning_rate": 1.0e-3,
             "checkpoint_steps": 5,
         },
@@ -444,10 +476,18 @@ def prepare(folder: Path) -> None:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Nodes]:
-    """Two nodes, anew for each fault: none inherits what another did."""
-    nodes = Nodes(folder)
-    with nodes:
-        yield nodes
+    """Two nodes, anew for each fault: none inherits what another did. `small` is a disk of their own.
+
+    It is mounted first: a namespace does not see what is mounted after it was made.
+    """
+    small = folder / "small"
+    small.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK}m", "ift", str(small)], check=True)
+    try:
+        with Nodes(folder) as nodes:
+            yield nodes
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -457,15 +497,21 @@ def table(found: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in found:
-        starts = ", then ".join(
+        what = ", then ".join(
             f"{world} worker{'s' * (world > 1)} from step {step}" for step, world in row["starts"]
         )
+        if row["reasons"]:
+            what += f" ({', '.join(row['reasons'])})"
+        if row["failed"]:
+            what += f"; not as it should: {row['failed']}"
+        if row["ended"] != "ok":
+            what += f"; stopped: {' '.join(row['said'])}"
         worst = row["worst_difference"]
         same = "–" if worst is None else "equal to the bit" if worst == 0 else f"within {worst:.0e}"
-        seconds = "–" if row["seconds"] != row["seconds"] else f"{row['seconds']:.0f}"
-        what = starts if row["ended"] == "ok" else f"{starts}; stopped: {' '.join(row['said'])}"
-        packs = "each once" if row["ended"] == "ok" else "–"
-        lines.append(f"| {row['fault']} | {what} | {seconds} | {row['steps_again']} | {packs} | {same} |")
+        seconds = "–" if row["seconds"] is None else f"{row['seconds']:.0f}"
+        again = "–" if row["steps_again"] is None else row["steps_again"]
+        packs = "each once" if row["each_once"] else "–" if row["ended"] != "ok" else "not each once"
+        lines.append(f"| {row['fault']} | {what} | {seconds} | {again} | {packs} | {same} |")
     return "\n".join(lines)
 
 
@@ -484,21 +530,23 @@ def main() -> None:
     folder: Path = asked.work.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     prepare(folder)
-    with cluster(folder) as nodes:
-        quiet = Run(nodes, "quiet")
-        if not (quiet.folder / "summary.json").is_file():
-            shutil.rmtree(quiet.folder, ignore_errors=True)
+    quiet = Run(Nodes(folder), "quiet")
+    if not (quiet.folder / "summary.json").is_file():
+        shutil.rmtree(quiet.folder, ignore_errors=True)
+        with cluster(folder) as quiet.nodes:
             if quiet.start().end() != 0:
                 sys.exit(f"the run without a fault failed: {folder / 'quiet.log'}")
-    found = []
+    kept = storage.read_json(asked.output) if asked.output else None
+    found = {row["name"]: row for row in kept["rows"]} if kept else {}  # of faults injected before
     for fault in FAULTS:
         if not asked.faults or fault.__name__ in asked.faults:
             print(f"{fault.__name__} …", file=sys.stderr, flush=True)
             with cluster(folder) as nodes:
-                found.append(measure(nodes, fault, quiet.losses()))
+                found[fault.__name__] = row = measure(nodes, fault, quiet)
+            print(json.dumps(row), file=sys.stderr, flush=True)
             if asked.output:
-                storage.write_text(asked.output, json.dumps(found, indent=2) + "\n")
-    print(table(found))
+                storage.write_json(asked.output, {"rows": list(found.values())})
+    print(table([found[name] for name in names if name in found]))
 
 
 if __name__ == "__main__":
