@@ -22,6 +22,10 @@ help: ## This list
 quickstart: $(INSTALLED) ## Fine-tune a small real model on film reviews, and see what it gained and forgot
 	@exec $(BIN)/ift run jobs/quickstart.yaml $(ARGS)
 
+.PHONY: experiment
+experiment: $(INSTALLED) ## What is forgotten by the way it is taught: three seeds, about 35 minutes each
+	@exec $(BIN)/python benchmarks/forgetting.py $(ARGS)
+
 .PHONY: test
 test: $(INSTALLED) ## All tests but the long ones, and the ten slowest
 	@exec $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" --durations=10 $(ARGS)

@@ -264,6 +264,7 @@ def evaluate(
     against: str | None,
     limit: int,
     ranking: str,
+    allow_code: bool,
     max_drop: float,
     folders: Sequence[str],
     address: str | None,
@@ -290,6 +291,7 @@ def evaluate(
             against=against,
             limit=limit,
             ranking=ranking,
+            allow_code=allow_code,
             max_drop=max_drop,
             address=address,
         )

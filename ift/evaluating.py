@@ -32,6 +32,7 @@ def evaluate(
     against: str | None = None,
     limit: int | None = None,
     ranking: str = "length",
+    allow_code: bool = False,
     batch_tokens: int = 4096,
     max_drop: float = 0.05,
     address: str | None = None,
@@ -45,6 +46,10 @@ def evaluate(
     if against:
         named["against"] = _folder(against, terminal, "against")
     items = _items(model, terminal, tasks, folders, probes, limit)
+    if any(item["metric"] == "code" for item in items):
+        from ift.tasks import code
+
+        code.make_sure(allow_code=allow_code)
     predictions: dict[str, list[Manifest]] = {}
     seconds: dict[str, dict[str, float]] = {}
     with cluster.connect(address, workers=None) as resources:
@@ -157,12 +162,11 @@ def _predict(
     batch_tokens: int,
     base: list[Manifest] | None,
 ) -> tuple[list[Manifest], dict[str, float]]:
-    from ift.evaluate.evaluator import pool, predict_to, store_of
+    from ift.evaluate.evaluator import pool, store_of, timed, write
 
     dtype = "bfloat16" if resources.gpus else "float32"
     stage.status("loading the model")
-    predictions, seconds = predict_to(
-        path,
+    predictions, seconds = timed(
         folder,
         items,
         **pool(resources.gpus),
@@ -178,7 +182,7 @@ def _predict(
     if empty := sum(p["kind"] == "generation" and not p["output"] for p in predictions):
         stage.note(f"{empty:,} answers are empty")
     stage.result(f"{len(items):,} items")
-    return predictions, seconds
+    return predictions, write(path, predictions, seconds)
 
 
 def _compared(predictions: dict[str, list[Manifest]], max_drop: float) -> Manifest:

@@ -49,11 +49,11 @@ def run(spec: Spec, folder: Path, terminal: Terminal) -> Manifest:
         return summary
     job = Job(spec, folder, terminal)
     job.check()  # what is wrong is found here, before a cluster or a run in MLflow exists
-    with _tracked(job), ExitStack() as further:
+    with tracked(job), ExitStack() as further:
         _work(job)
         jobs = [job]
         if other := _second(job):
-            further.enter_context(_tracked(other, parent=job))
+            further.enter_context(tracked(other, parent=job))
             _work(other)
             jobs.append(other)
         summaries = [summary_of(each.spec, each.folder) for each in jobs]
@@ -91,12 +91,12 @@ def compare(spec: Spec, folder: Path, terminal: Terminal, *, lora: bool) -> list
     if lora and summary["train"]["method"] != "lora":
         other = _other(spec, folder / LORA, terminal, LORA)
         other.check()
-        with _tracked(other):
+        with tracked(other):
             _work(other)
         rows = prompting_of(folder, {"tuned": Path(summary["run_dir"]), "LoRA": other.folder})
         summary["prompting"] = rows
         storage.write_json(folder / "summary.json", summary)
-        Job(spec, Path(summary["run_dir"]), terminal).write_report(folder, summary)
+        Job(spec, Path(summary["run_dir"]), terminal, header=False).write_report(folder, summary)
     terminal.prompting(rows)
     return rows
 
@@ -145,7 +145,7 @@ def _work(job: Job) -> None:
 
 
 @contextmanager
-def _tracked(job: Job, parent: Job | None = None) -> Iterator[None]:
+def tracked(job: Job, parent: Job | None = None) -> Iterator[None]:
     """The job's run in MLflow, which ends with the block; a child of the `parent`'s, if there is one."""
     params = dict(specs.flatten(job.spec.model_dump(by_alias=True, mode="json")))
     tags = {"ift.version": ift.__version__, "ift.folder": str(job.folder)}
@@ -160,7 +160,8 @@ def _tracked(job: Job, parent: Job | None = None) -> Iterator[None]:
         status = "KILLED"
         raise
     finally:
-        job.tracker.close(status, timeout=10)
+        if not job.tracker.closed:  # registering ends it itself
+            job.tracker.close(status, timeout=10)
 
 
 # ── a second run, where the first forgot too much ──
@@ -202,7 +203,7 @@ def _other(spec: Spec, folder: Path, terminal: Terminal, way: str) -> Job:
         changed["mixture"] = spec.mixture.model_copy(update={"replay": spec.forgetting.replay})
     other = spec.model_copy(update=changed)
     claim(folder, other)
-    return Job(other, folder, terminal)
+    return Job(other, folder, terminal, header=False)
 
 
 def _rank(summary: Manifest) -> tuple[bool, int, float]:

@@ -336,6 +336,9 @@ class EvaluateSpec(Strict):
         description="length, raw or unconditional: choices are ranked by their log-likelihood a token, as a whole, "
         "or less what they have without the question",
     )
+    allow_code: bool = Field(
+        False, description="true or false: run code that the model wrote, for tasks with the metric `code`"
+    )
     batch_tokens: int = Field(
         4096, ge=64, description="a whole number of 64 or more: tokens in one forward pass"
     )

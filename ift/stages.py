@@ -17,7 +17,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ _CHOSEN = (
 class Job:
     """The stages of one run. Each returns at once where its manifest is there."""
 
-    def __init__(self, spec: Spec, folder: Path, terminal: Terminal) -> None:
+    def __init__(self, spec: Spec, folder: Path, terminal: Terminal, *, header: bool = True) -> None:
         from ift.data import selection
         from ift.tasks import probes
         from ift.tracking.run import Tracker
@@ -54,19 +54,25 @@ class Job:
         self.selection = selection.select(spec.tasks, spec.mixture, folders=spec.task_folders)
         self.probes = probes.asked(spec.evaluate.probes)
         self.memory = PeakMemory()
-        terminal.header(
+        if header:
+            self._tell()
+        self.model_dir = self._model()
+
+    def _tell(self) -> None:
+        """What is about to be done."""
+        spec = self.spec
+        self.terminal.header(
             [
-                ("ift", f"{ift.__version__}, run {spec.name} in {folder}"),
+                ("ift", f"{ift.__version__}, run {spec.name} in {self.folder}"),
                 ("model", spec.model.source),
                 ("tasks", _few(list(self.selection.tasks))),
                 *([("held out", _few(self.selection.held_out))] if self.selection.held_out else []),
                 ("probes", ", ".join(p.name for p in self.probes) or "none: forgetting is not measured"),
-                ("spec", str(folder / "spec.yaml")),
+                ("spec", str(self.folder / "spec.yaml")),
                 ("defaults", ", ".join(f"{key} {value}" for key, value in specs.defaults(spec).items())),
-                ("log", str(folder / "run.log")),
+                ("log", str(self.folder / "run.log")),
             ]
         )
-        self.model_dir = self._model()
 
     @property
     def workers_asked(self) -> int | None:
@@ -123,7 +129,11 @@ class Job:
                 wanted="validation examples to tell the best weights by",
                 hint="give data.split.validation a share or a count, or leave train.best_by out",
             )
-        if not done(self.folder, "prepare") or not self._prompted():
+        if any(task.metric == "code" for task in self.selection.tasks.values()):
+            from ift.tasks import code
+
+            code.make_sure(allow_code=spec.evaluate.allow_code)
+        if not done(self.folder, "prepare") or self._shots_left():
             assert self.gathered.rows
 
     @cached_property
@@ -238,60 +248,79 @@ class Job:
             stage.result(words(manifest))
 
     def _evaluate(self, name: str, model_dir: Path, resources: cluster.Resources, stage: Stage) -> Manifest:
+        from ift.evaluate.evaluator import write
+
         items = storage.read_jsonl(self.folder / "prepare" / "items.jsonl")
         base = None if name == "baseline" else self.predictions("baseline")
-        manifest = self._predict(
-            model_dir, items, self.folder / name / "predictions.parquet", resources, stage, base
-        )
-        self.tracker.log_metrics({f"{name}/{key}": value for key, value in manifest["scores"].items()})
-        return manifest
+        predictions, seconds = self.predict(model_dir, items, resources, stage, base)
+        took = write(self.folder / name / "predictions.parquet", predictions, seconds)
+        scores = means(predictions)
+        self.tracker.log_metrics({f"{name}/{key}": value for key, value in scores.items()})
+        return {"scores": scores, "items": len(items), "seconds_an_item": took}
 
-    def _predict(
+    def predict(
         self,
         model_dir: Path,
         items: Sequence[Manifest],
-        path: Path,
         resources: cluster.Resources,
         stage: Stage,
         base: list[Manifest] | None = None,
-    ) -> Manifest:
-        """Predictions of `items` in the Parquet file `path`; their mean scores, and what an item took."""
-        from ift.evaluate.evaluator import pool, predict_to
+    ) -> tuple[list[Manifest], list[float]]:
+        """Predictions of `items`, and the seconds that each took."""
+        from ift.evaluate.evaluator import pool, store_of, timed
 
         stage.status("loading the model")
-        predictions, seconds = predict_to(
-            path,
+        dtype = self._precision(resources)[1]
+        predictions, seconds = timed(
             model_dir,
             items,
             **pool(resources.gpus),
             batch_tokens=self.spec.evaluate.batch_tokens,
-            dtype=self._precision(resources)[1],
+            dtype=dtype,
             ranking=self.spec.evaluate.ranking,
             base=base,
-            store=self._store(model_dir, resources),
+            store=store_of(self.cache, model_dir, gpus=resources.gpus, dtype=dtype),
             progress=lambda done, total: stage.progress(done, total, "items"),
         )
-        return {"scores": means(predictions), "items": len(items), "seconds_an_item": seconds}
-
-    def _store(self, model_dir: Path, resources: cluster.Resources) -> Any:
-        """Where predictions of this model are kept between runs."""
-        from ift.evaluate.evaluator import store_of
-
-        return store_of(self.cache, model_dir, gpus=resources.gpus, dtype=self._precision(resources)[1])
+        if cut := sum(prediction["cut"] for prediction in predictions):
+            stage.note(f"{cut:,} prompts are longer than the model's context and lost their beginning")
+        return predictions, seconds
 
     def prompting(self, resources: cluster.Resources) -> None:
-        """What the base model answers behind solved examples: `evaluate.shots`."""
-        for shots in self._shots_left():
-            self._stage(f"prompting/{shots}", partial(self._prompt, shots, resources), _scores_in_words)
+        """What the base model answers behind solved examples, a folder for each number of `evaluate.shots`."""
+        left = self._shots_left()
+        if not left:
+            return
+        from ift.evaluate.evaluator import write
+
+        with self.terminal.stage("prompting") as stage:
+            started = time.monotonic()
+            by_shots = {n: self._shot_items(n, stage) for n in left}
+            items = [item for of_n in by_shots.values() for item in of_n]
+            predictions, seconds = self.predict(self.model_dir, items, resources, stage)
+            at, words = 0, []
+            for n, of_n in by_shots.items():
+                these = slice(at, at := at + len(of_n))
+                folder = self.folder / "prompting" / str(n)
+                took = write(folder / "predictions.parquet", predictions[these], seconds[these])
+                scores = means(predictions[these])
+                manifest = {
+                    "scores": scores,
+                    "items": len(of_n),
+                    "seconds_an_item": took,
+                    "seconds": (time.monotonic() - started) / len(left),
+                    "peak_memory_bytes": self.memory.take(),
+                }
+                storage.write_json(folder / "manifest.json", manifest)
+                self.tracker.log_metrics({f"prompting/{n}/{key}": value for key, value in scores.items()})
+                shown = _few([f"{name} {value:.2f}" for name, value in scores.items()])
+                words.append(f"{n} shot{'s' * (n > 1)}: {shown}")
+            stage.result("; ".join(words))
 
     def _shots_left(self) -> list[int]:
         return [n for n in self.spec.evaluate.shots if not done(self.folder, f"prompting/{n}")]
 
-    def _prompted(self) -> bool:
-        """Whether nothing of it is left to do."""
-        return not self._shots_left()
-
-    def _prompt(self, shots: int, resources: cluster.Resources, stage: Stage) -> Manifest:
+    def _shot_items(self, shots: int, stage: Stage) -> list[Manifest]:
         from ift.data.shots import shot_items
         from ift.models import base
 
@@ -311,14 +340,12 @@ class Job:
             count=count,
             options=self.spec.mixture.options,
         )
-        fewer = sum(item["shots"] < item["asked_shots"] for item in items)
-        if fewer:
+        if fewer := sum(item["shots"] < item["asked_shots"] for item in items):
             stage.note(
                 f"{fewer:,} of {len(items):,} prompts have fewer than {shots} solved examples: "
                 "the model's context has no room for more"
             )
-        path = self.folder / "prompting" / str(shots) / "predictions.parquet"
-        return {**self._predict(self.model_dir, items, path, resources, stage), "fewer": fewer}
+        return items
 
     def _precision(self, resources: cluster.Resources) -> tuple[str, str]:
         asked = self.spec.train.precision

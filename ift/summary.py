@@ -87,10 +87,19 @@ def summary_of(spec: Spec, folder: Path) -> Manifest:
         "prompting": [],
         "gate": judged,
         "licenses": prepared["licenses"],
-        "timings": {name: stage["seconds"] for name, stage in timed.items()},
+        "timings": _timings(timed),
         "peak_memory_gib": peak / storage.GIB,
         "versions": _versions(),
     }
+
+
+def _timings(stages: Mapping[str, Manifest]) -> dict[str, float]:
+    """Seconds by stage; `prompting` as one."""
+    found: dict[str, float] = {}
+    for name, stage in stages.items():
+        name = name.partition("/")[0]
+        found[name] = found.get(name, 0.0) + stage["seconds"]
+    return found
 
 
 def _without(manifest: Mapping[str, Any], keys: tuple[str, ...]) -> Manifest:

@@ -82,7 +82,8 @@ def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", se
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Finished:
     folder = tmp_path_factory.mktemp("whole")
-    spec_in(folder, tiny_model)
+    evaluate = {"probes": ["copying", "word_relations", "definitions"], "shots": [1, 3], "draws": 2}
+    spec_in(folder, tiny_model, evaluate=evaluate)
     return ift(folder, "run", "spec.yaml")
 
 
@@ -96,7 +97,8 @@ def test_one_command_goes_from_rows_to_a_registered_model(finished: Finished) ->
     assert summary["train"]["zero_stage"] == 2
     assert summary["stream"]["documents"] == 2 * 40  # two epochs
     assert summary["mlflow"]["model_version"] == "1"
-    assert set(summary["timings"]) == {"prepare", "baseline", "train", "evaluate", "register", "total"}
+    stages = {"prepare", "baseline", "prompting", "train", "evaluate", "register"}
+    assert set(summary["timings"]) == {*stages, "total"}
     assert finished.losses[-1][1] < finished.losses[0][1]
     assert not (finished.folder / "train" / "checkpoints").exists()  # they would be the largest thing in it
 
@@ -195,6 +197,67 @@ def test_no_chatter_of_libraries_reaches_the_terminal(finished: Finished) -> Non
     assert "ray" not in finished.output.lower().replace(str(finished.folder).lower(), "")
     assert "Traceback" not in finished.output
     assert "Started a local Ray instance" in (finished.folder / "run.log").read_text()
+
+
+def test_prompting_stands_beside_tuning(finished: Finished) -> None:
+    [row] = finished.summary["prompting"]
+    assert [way["way"] for way in row["ways"]] == ["base, 0 shots", "base, 1 shot", "base, 3 shots", "tuned"]
+    assert row["items"] == 10
+    zero, one, three, tuned = row["ways"]
+    assert zero["prompt_tokens"] == tuned["prompt_tokens"] < one["prompt_tokens"] < three["prompt_tokens"]
+    assert (one["shots_given"], three["shots_given"], three["draws"]["count"]) == (1, 3, 2)
+    assert zero["score"] == finished.summary["task"][0]["base"]
+    assert tuned["score"] == finished.summary["task"][0]["tuned"]
+    assert row["verdict"]["words"] in finished.output
+
+
+def test_other_shots_are_asked_later_and_nothing_is_trained_again(finished: Finished, tmp_path: Path) -> None:
+    copied = shutil.copytree(finished.folder.parents[1], tmp_path / "copy")
+    before = (copied / "runs/tiny/model/model.safetensors").stat().st_mtime_ns
+    later = ift(copied, "compare", "spec.yaml", "--shots", "2,3", "--draws", "2")
+    assert later.status == 0, later.output
+    [row] = later.summary["prompting"]
+    assert [way["shots"] for way in row["ways"]] == [0, 1, 2, 3, 0]
+    assert (copied / "runs/tiny/model/model.safetensors").stat().st_mtime_ns == before
+    assert "train     done before" in later.output
+    assert later.summary["mlflow"]["model_version"] == "1"
+
+
+def test_a_runs_own_items_are_asked_again_without_being_computed_again(
+    finished: Finished, tiny_model: Path
+) -> None:
+    folder = finished.folder.parents[1]
+    done = ift(folder, "evaluate", "runs/tiny", "--against", str(tiny_model), "--output", "again")
+    assert done.status == 0, done.output
+    again = storage.read_json(folder / "again" / "summary.json") or {}
+    assert again["task"] == finished.summary["task"]
+    assert again["probes"] == finished.summary["probes"]
+    assert again["forgetting"] == finished.summary["forgetting"]
+    assert set(again["forgetting"]) == {"breach", "mean_drop", "worst", "probes"}
+    assert {"base", "tuned", "drop", "low", "high"} <= set(again["forgetting"]["probes"]["copying"])
+    assert "the frozen items of the run, 87; name --tasks or --probes to ask others" in done.output
+
+
+def test_a_run_that_forgets_too_much_is_followed_by_one_with_lora(tmp_path: Path, tiny_model: Path) -> None:
+    """A learning rate that ruins all weights; the adapter's ruins less."""
+    train = {"epochs": 2, "global_batch": 4, "learning_rate": 0.9, "zero_stage": 2}
+    evaluate = {"probes": ["definitions"]}
+    spec_in(tmp_path, tiny_model, train=train, evaluate=evaluate, forgetting={"on_breach": "lora"})
+    both = ift(tmp_path, "run", "spec.yaml")
+    assert both.status == 0, both.output
+    assert "a second run, with LoRA instead of all weights (forgetting.on_breach)" in both.output
+    first, second = both.summary["attempts"]
+    assert (first["method"], first["breach"], first["chosen"]) == ("full", True, False)
+    assert (second["method"], second["breach"], second["chosen"]) == ("lora", False, True)
+    assert both.summary["mlflow"]["alias"] == "candidate"
+    assert Path(both.summary["model_dir"]) == both.folder / "second" / "model"
+
+    refused = ift(tmp_path, "run", "spec.yaml", "forgetting.on_breach=refuse", "name=refused")
+    assert "no alias: it forgot too much to be a candidate" in refused.output
+    from mlflow import MlflowClient
+
+    client = MlflowClient(both.summary["mlflow"]["tracking_uri"])
+    assert client.get_registered_model("refused").aliases == {}
 
 
 def test_a_finished_run_is_left_alone(finished: Finished) -> None:

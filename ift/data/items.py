@@ -93,6 +93,8 @@ def item_of(task: Task, example: Example, worded: Instruction) -> dict[str, Any]
     item = _blank(task, example) | {"prompt": worded.prompt, "reference": worded.completion}
     if task.choices:
         item |= {"kind": "multiple_choice", "choices": list(worded.choices), "answer": worded.right}
+        if task.choices.names:  # a prompt may call them A and B
+            item["labels"] = [task.choices.names[place] for place in worded.order]
     return item
 
 
@@ -101,6 +103,7 @@ def _blank(task: Task, example: Example) -> dict[str, Any]:
         "name": task.name,
         "id": example.id,
         "kind": "generation",
+        "task_kind": task.kind,
         "metric": task.metric or "rouge_l",
         "system": task.system,
         "choices": [],

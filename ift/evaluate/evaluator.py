@@ -126,24 +126,28 @@ def evaluate(
     return [predictions[i] for i in range(len(items))]
 
 
-def predict_to(
-    path: Path, model_dir: Path, items: Sequence[Item], **how: Any
-) -> tuple[list[Prediction], dict[str, float]]:
-    """`evaluate`, its predictions written to the Parquet file `path`; with them the seconds an item took, by task."""
+def timed(model_dir: Path, items: Sequence[Item], **how: Any) -> tuple[list[Prediction], list[float]]:
+    """`evaluate`, and the seconds that each item took: its share of its batch."""
+    seconds = [0.0] * len(items)
+
+    def took(group: Sequence[int], spent: float) -> None:
+        for i in group:
+            seconds[i] = spent / len(group)
+
+    return evaluate(model_dir, items, took=took, **how), seconds
+
+
+def write(path: Path, predictions: Sequence[Prediction], seconds: Sequence[float]) -> dict[str, float]:
+    """Write predictions to the Parquet file `path`; the mean seconds an item took, by task."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    spent: dict[str, list[float]] = {}
-
-    def took(group: Sequence[int], seconds: float) -> None:
-        of_task = spent.setdefault(items[group[0]]["name"], [0.0, 0])
-        of_task[0] += seconds
-        of_task[1] += len(group)
-
-    predictions = evaluate(model_dir, items, took=took, **how)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(predictions), path)
-    return predictions, {name: seconds / count for name, (seconds, count) in spent.items()}
+    pq.write_table(pa.Table.from_pylist(list(predictions)), path)
+    spent: dict[str, list[float]] = {}
+    for prediction, took in zip(predictions, seconds, strict=True):
+        spent.setdefault(prediction["name"], []).append(took)
+    return {name: sum(values) / len(values) for name, values in spent.items()}
 
 
 def pool(gpus: int) -> dict[str, int]:
@@ -246,11 +250,11 @@ def predict_likelihoods(model: Any, tokenizer: Tokenizer, items: Sequence[Item])
     trees = [_tree(tokenizer, item, encoder_decoder) for item in items]
     alone = _unconditional(model, tokenizer, items)
     for item, tree, scores in zip(items, trees, score(model, trees), strict=True):
-        spent = {"prompt_tokens": len(tree.prompt), "new_tokens": sum(map(len, tree.continuations))}
+        spent = (len(tree.prompt), sum(map(len, tree.continuations)))
         means = [sum(tokens) / len(tokens) for tokens in scores]
         if item["kind"] == "reference":
             predictions.append(
-                _prediction(item, output="", expected=item["reference"], score=-means[0], **spent)
+                _prediction(item, output="", expected=item["reference"], score=-means[0], spent=spent)
             )
             continue
         ranked = {"length": means, "raw": [sum(tokens) for tokens in scores]}
@@ -268,7 +272,8 @@ def predict_likelihoods(model: Any, tokenizer: Tokenizer, items: Sequence[Item])
                 expected=item["choices"][item["answer"]],
                 score=float(best == item["answer"]),
                 detail=ranked,
-                **spent,
+                labels=(item["labels"][best], item["labels"][item["answer"]]) if item.get("labels") else None,
+                spent=spent,
             )
         )
     return predictions
@@ -307,19 +312,25 @@ def predict_generations(model: Any, tokenizer: Tokenizer, items: Sequence[Item])
     )
     predictions = []
     for item, prompt, ids in zip(items, prompts, answers, strict=True):
-        spent = {"prompt_tokens": len(prompt), "new_tokens": len(ids)}
+        spent = (len(prompt), len(ids))
         output = tokenizer.decode(ids, skip_special_tokens=True).strip()
         if item["check"]:
             failures = check(output, item["check"], item.get("base"))
             predictions.append(
                 _prediction(
-                    item, output=output, expected=None, score=float(not failures), detail=failures, **spent
+                    item,
+                    output=output,
+                    expected=None,
+                    score=float(not failures),
+                    detail=failures,
+                    spent=spent,
                 )
             )
         else:
-            score = grade(item["metric"], output, item["reference"])
+            # consent was asked for before: an item with this metric that came so far has it
+            score = grade(item["metric"], output, item["reference"], allow_code=item["metric"] == "code")
             predictions.append(
-                _prediction(item, output=output, expected=item["reference"], score=score, **spent)
+                _prediction(item, output=output, expected=item["reference"], score=score, spent=spent)
             )
     return predictions
 
@@ -330,20 +341,24 @@ def _prediction(
     output: str,
     expected: str | None,
     score: float,
-    prompt_tokens: int,
-    new_tokens: int,
+    spent: tuple[int, int],
     detail: Any = None,
+    labels: tuple[str, str] | None = None,
 ) -> Prediction:
+    predicted, label = labels or (output, expected)  # names of classes, where a prompt calls them A and B
     return {
         **{key: item[key] for key in ("suite", "name", "id", "kind", "metric", "prompt")},
         "shots": item.get("shots", 0),
         "draw": item.get("draw", 0),
         "cut": item.get("cut", False),
+        "task_kind": item.get("task_kind", ""),
         "output": output,
         "expected": expected,
+        "predicted": predicted,
+        "label": label,
         "score": score,
         "chance": 1 / len(item["choices"]) if item["kind"] == "multiple_choice" else 0.0,
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
+        "prompt_tokens": spent[0],
+        "new_tokens": spent[1],
         "detail": json.dumps(detail),
     }

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ift.evaluate.statistics import holm, interval, p_of_drop
+from ift.evaluate.statistics import RESAMPLES, Interval, holm, interval, p_of_drop
+from ift.tasks.scores import over_items
 
 _METRICS = {"multiple_choice": "accuracy", "reference": "nats a token", "generation": "rules kept"}
 
@@ -64,6 +65,8 @@ def compare(
             }
         if first["kind"] == "generation":
             row["answer_words"] = {"base": _words(b for b, _ in pairs), "tuned": _words(a for _, a in pairs)}
+        if suite != "probe":
+            row["also"] = _also([b for b, _ in pairs], [a for _, a in pairs])
         if suite != "task":
             row["p"] = p_of_drop(worse)
         if suite == "probe":
@@ -76,6 +79,20 @@ def compare(
     return tasks, probes
 
 
+def _also(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """What papers report of such a task beside its metric: `{"macro_f1": {"base": 0.5, "tuned": 0.9}, …}`."""
+    found: dict[str, dict[str, float]] = {}
+    for side, predictions in (("base", before), ("tuned", after)):
+        kind, metric = predictions[0].get("task_kind") or "", predictions[0]["metric"] or ""
+        if kind:
+            outputs, references = ([p[key] or "" for p in predictions] for key in ("predicted", "label"))
+            for name, value in over_items(kind, metric, outputs, references).items():
+                found.setdefault(name, {})[side] = value
+    return found
+
+
 def alone(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Tasks and probes of one model, each `{name, kind, metric, items, base, normalised}`: what `compare` has, less
     the other model."""
@@ -84,7 +101,36 @@ def alone(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]
     for row in [*tasks, *probes]:
         for key in gone:
             row.pop(key, None)
+        for values in row.get("also", {}).values():
+            values.pop("tuned")
     return tasks, probes
+
+
+def mean_drop(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> Interval:
+    """The mean of the probes' drops, each probe counting once, with its 95 % percentile-bootstrap interval.
+
+    Items are drawn again within their probe, for both models alike. None where there is no probe.
+    """
+    rng = np.random.default_rng(0)
+    worse: dict[str, list[float]] = {}
+    nats: set[str] = set()
+    for b, a in zip(before, after, strict=True):
+        if b["suite"] == "probe":
+            reference = b["kind"] == "reference"
+            worse.setdefault(b["name"], []).append(
+                a["score"] - b["score"] if reference else b["score"] - a["score"]
+            )
+            nats.update({b["name"]} if reference else ())
+    if not worse:
+        return {"value": None, "low": None, "high": None}
+    drops = []
+    for name, values in worse.items():
+        drawn = rng.integers(0, len(values), size=(RESAMPLES, len(values)))
+        means = np.concatenate([[np.mean(values)], np.array(values)[drawn].mean(axis=1)])
+        drops.append(1 - np.exp(-means) if name in nats else means)
+    means = np.mean(drops, axis=0)
+    low, high = np.percentile(means[1:], [2.5, 97.5])
+    return {"value": float(means[0]), "low": float(low), "high": float(high)}
 
 
 def summary(probes: Sequence[Mapping[str, Any]], *, breach: bool) -> dict[str, Any]:

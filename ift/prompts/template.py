@@ -35,7 +35,8 @@ class Instruction:
     """An example under a template.
 
     `choices` are the completions among which a classification decides, `right` the place of the right one; both
-    are empty where the answer is open or was not asked for.
+    are empty where the answer is open or was not asked for. `order` has for each choice its place among the task's
+    options, as a prompt may show them in another order.
     """
 
     prompt: str
@@ -45,6 +46,7 @@ class Instruction:
     options_shown: bool = False
     choices: tuple[str, ...] = ()
     right: int | None = None
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,8 @@ class Template:
                 return self.word(
                     fields, key=key, style_key=style_key, show_options=False, with_choices=with_choices
                 )
-        return Instruction(
-            prompt, completion, self.id, self.system, show, completions, right if completions else None
-        )
+        asked = (right, tuple(order)) if completions else (None, ())
+        return Instruction(prompt, completion, self.id, self.system, show, completions, *asked)
 
     def _options(self, values: dict[str, Any], key: str) -> tuple[list[str], int | None]:
         """The options in this template's words, and the place of the right one where a field names it."""

@@ -84,6 +84,11 @@ class Tracker:
         """The run in MLflow, once it is known."""
         return self._state.get("run_id")
 
+    @property
+    def closed(self) -> bool:
+        """Whether its end was told already."""
+        return self._closing.is_set()
+
     # What the pipeline calls. Everything is written to the outbox first.
 
     def start(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:

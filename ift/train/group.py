@@ -31,6 +31,10 @@ def backend(library: str, hang_timeout_s: int) -> Any:
             worker_group.execute(limit_new_groups, hang_timeout_s)
             super().on_start(worker_group, backend_config)
 
+        def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+            """Nothing: the workers' processes end next. Ray has each leave its group first, and waits 30 s for one
+            that was stopped or cannot be reached."""
+
     class Config(TorchConfig):  # type: ignore[misc]
         @property
         def backend_cls(self) -> Any:

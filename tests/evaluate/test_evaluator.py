@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ift.evaluate import evaluator
 from ift.evaluate.evaluator import batches, evaluate, predict_generations, predict_likelihoods
+from ift.evaluate.store import Store
 from ift.models.base import load_model
 from ift.prompts.chat import encode_completion, encode_prompt, end_of_turn
 
@@ -113,6 +114,19 @@ def test_no_item_no_batch_and_no_prediction(tiny_tokenizer: Any, tiny_model: Pat
     assert evaluate(tiny_model, [], actors=2, gpus=0, threads=1, batch_tokens=100) == []
 
 
+@few
+@given(items=st.lists(item(), max_size=30))
+def test_which_other_tasks_are_asked_changes_no_batch(
+    tiny_tokenizer: Any, items: list[dict[str, Any]]
+) -> None:
+    """So that a prediction is the same, to the last digit, with other probes or with fewer."""
+    together = [[items[i] for i in group] for group in batches(tiny_tokenizer, items, 200)]
+    for name in {one["name"] for one in items}:
+        some = [one for one in items if one["name"] == name]
+        alone = [[some[i] for i in group] for group in batches(tiny_tokenizer, some, 200)]
+        assert [group for group in together if group[0]["name"] == name] == alone
+
+
 # --- predictions ------------------------------------------------------------------------------------------
 
 
@@ -144,6 +158,28 @@ def test_the_choice_of_the_lowest_loss_is_the_answer(model: Any, tiny_tokenizer:
         for right, wrong in zip(predictions[::2], predictions[1::2], strict=True)
     )
     assert [p["output"] for p in predictions[::2]] == [p["expected"] for p in predictions[::2]]
+
+
+@pytest.mark.parametrize("ranking", evaluator.RANKINGS)
+def test_choices_are_ranked_as_asked(model: Any, tiny_tokenizer: Any, ranking: str) -> None:
+    """Against the model's own loss, choice by choice."""
+    choices = ["good", "bad and dull", "not very long", "short and bright and good"]
+    tokens = [encode_completion(tiny_tokenizer, choice)[:-1] for choice in choices]
+    prompts = ["the film", "a very long review", "this is"]
+    items = [
+        make("multiple_choice", i, p, choices=choices, answer=0, ranking=ranking)
+        for i, p in enumerate(prompts)
+    ]
+    for prompt, found in zip(prompts, predict_likelihoods(model, tiny_tokenizer, items), strict=True):
+        total = [-loss(model, tiny_tokenizer, prompt, t) * len(t) for t in tokens]
+        without = [-loss(model, tiny_tokenizer, "Answer:", t) * len(t) for t in tokens]
+        wanted = {
+            "raw": total,
+            "length": [x / len(t) for x, t in zip(total, tokens, strict=True)],
+            "unconditional": [x - y for x, y in zip(total, without, strict=True)],
+        }
+        assert json.loads(found["detail"])[ranking] == pytest.approx(wanted[ranking], abs=1e-3)
+        assert found["output"] == choices[max(range(4), key=wanted[ranking].__getitem__)]
 
 
 def test_a_reference_is_scored_by_its_loss_with_the_end_of_the_turn(model: Any, tiny_tokenizer: Any) -> None:
@@ -229,3 +265,32 @@ def test_the_base_models_answers_reach_the_rules(cluster: None, tiny_model: Path
     assert [p["output"] for p in again] == [p["output"] for p in alone]
     assert [p["score"] for p in again] == [alone[0]["score"], 0]
     assert "at least 18 wanted" in again[1]["detail"]
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_cut_short_goes_on_where_it_was(
+    cluster: None, tiny_model: Path, tmp_path: Path
+) -> None:
+    items = some_items()
+    options: dict[str, Any] = {"actors": 1, "gpus": 0, "threads": 1, "batch_tokens": 200}
+    whole = evaluate(tiny_model, items, **options)
+    store = Store(tmp_path, model="tiny")
+    heard: list[int] = []
+
+    def stop(done: int, total: int | None) -> None:
+        heard.append(done)
+        if len(heard) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tiny_model, items, store=store, progress=stop, **options)
+    kept = len(list(store.folder.iterdir()))
+    assert kept == 3
+    computed: list[int] = []
+    put = store.put
+    store.put = lambda *args, **more: (computed.append(len(args[0])), put(*args, **more))[1]  # type: ignore[method-assign]
+    assert evaluate(tiny_model, items, store=store, **options) == whole
+    assert sum(computed) == len(items) - heard[-1]
+    computed.clear()
+    assert evaluate(tiny_model, items, store=store, **options) == whole
+    assert computed == []

@@ -9,7 +9,11 @@ from ift.data import mixture
 from ift.data.selection import select
 from ift.tasks import probes
 
-JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("**/*.yaml"))
+JOBS = [
+    path
+    for path in sorted((Path(__file__).parents[2] / "jobs").glob("**/*.yaml"))
+    if path.parent.name != "tasks"
+]
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)

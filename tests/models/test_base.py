@@ -285,3 +285,47 @@ def test_a_gguf_package_becomes_an_ordinary_model_that_knows_its_capitals(real_m
     answer = model.generate(**prompt, max_new_tokens=16, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0][prompt["input_ids"].shape[1] :])
     assert base.resolve(REAL, cache=storage.cache_dir(), sha256=REAL_SHA256) == folder  # converted once
+
+
+def test_a_models_digest_is_its_content(tmp_path: Path, tiny_model: Path) -> None:
+    here = shutil.copytree(tiny_model, tmp_path / "here")
+    before = base.digest(tiny_model)
+    assert base.digest(here) == before
+    (here / "README.md").write_text("a card", encoding="utf-8")
+    (here / "ift.json").write_text("{}", encoding="utf-8")
+    assert base.digest(here) == before  # texts for people
+    weights = bytearray((here / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (here / "model.safetensors").write_bytes(weights)
+    assert base.digest(here) != before
+
+
+def test_an_adapters_digest_holds_its_bases_and_not_where_that_lies(tmp_path: Path, tiny_model: Path) -> None:
+    def adapter(name: str, on: Path) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        config = {"peft_type": "LORA", "base_model_name_or_path": str(on), "r": 4}
+        (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+        return folder
+
+    moved = shutil.copytree(tiny_model, tmp_path / "moved")
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    (other / "config.json").write_text("{}", encoding="utf-8")
+    one = base.digest(adapter("one", tiny_model))
+    assert base.digest(adapter("two", moved)) == one
+    assert base.digest(adapter("three", other)) != one
+
+
+def test_the_model_of_a_run_is_the_one_that_was_chosen(tmp_path: Path) -> None:
+    assert base.of_run(str(tmp_path)) is None
+    for folder in ("model", "second/model"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text("{}", encoding="utf-8")
+    assert base.of_run(str(tmp_path)) == tmp_path / "model"
+    for run, model in (
+        (tmp_path, "model"),
+        (tmp_path / "second", "second/model"),
+        ("/moved/from/second", "second/model"),
+    ):
+        (tmp_path / "summary.json").write_text(json.dumps({"run_dir": str(run)}), encoding="utf-8")
+        assert base.of_run(str(tmp_path)) == tmp_path / model

@@ -56,3 +56,9 @@ def _hang(rank: int, world: int, given_up: Path) -> None:
 
 def test_a_group_that_is_made_without_a_timeout_gives_up_too(tmp_path: Path) -> None:
     ranks.run(_hang, 2, tmp_path, tmp_path / "given-up")
+
+
+def test_workers_that_are_about_to_end_are_not_waited_for() -> None:
+    config = group.backend("gloo", 1800)
+    nobody_answers = object()
+    config.backend_cls().on_shutdown(nobody_answers, config)
