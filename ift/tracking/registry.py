@@ -129,6 +129,8 @@ def describe(summary: Mapping[str, Any]) -> str:
         _verdict(summary.get("gate") or {}),
         _tasks(summary.get("task") or []),
         _probes(summary.get("probes") or []),
+        _prompting(summary.get("prompting") or []),
+        _attempts(summary.get("attempts") or []),
         _made(summary),
         _licences(summary.get("licenses") or {}),
         _load(summary),
@@ -152,6 +154,26 @@ def _verdict(gate: Mapping[str, Any]) -> str:
         for line in not_passed
     ]
     return lines[0] + ("\n\n" + "\n".join(lines[1:]) if not_passed else "")
+
+
+def _prompting(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Whether prompting would have done, a line a task."""
+    if not rows:
+        return ""
+    lines = [f"- **{_cell(row['name'])}**: {_cell(row['verdict']['words'])}" for row in rows]
+    return "## Would prompting have done?\n\n" + "\n".join(lines)
+
+
+def _attempts(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What else was tried where a first run forgot too much."""
+    if not rows:
+        return ""
+    lines = [
+        f"- {_cell(row['name'])}: {_cell(row['verdict'])}, worst drop {_number(row['worst_drop'])} "
+        f"({_cell(row['worst_probe'])}){', this version' if row['chosen'] else ''}"
+        for row in rows
+    ]
+    return "## What was tried\n\n" + "\n".join(lines)
 
 
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:

@@ -62,6 +62,8 @@ def write_report(
         gate=_gate(summary),
         plots=_plots(summary, metrics, validation),
         groups=_score_tables(summary),
+        prompting=[_prompting(row) for row in _rows(summary, "prompting")],
+        attempts=[_attempt(row) for row in _rows(summary, "attempts")],
         training=_training_facts(summary),
         notes=_step_notes(metrics),
         smoothed=bool(_smooth(metrics)),
@@ -108,6 +110,53 @@ def headline(summary: Mapping[str, Any]) -> str:
         sentences.append(f"Worst drop: {number(gate['worst_drop'], 2)}{probe}.")
     sentences.append(f"Gate: {_text(gate.get('verdict')) or 'not decided'}.")
     return " ".join(sentences)
+
+
+def _prompting(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One task's ways, prompted and trained, in words."""
+    ways = []
+    for way in _rows(row, "ways"):
+        draws, left, seconds = _mapping(way.get("draws")), way.get("context_left"), way.get("seconds")
+        several = _float(draws.get("count")) > 1
+        ways.append(
+            {
+                "way": _text(way.get("way")),
+                "score": _score(way, "score"),
+                "draws": f"{number(draws['lowest'], 2)} to {number(draws['highest'], 2)}" if several else "",
+                "prompt_tokens": f"{_float(way.get('prompt_tokens')):,.0f}",
+                "context_left": "–" if left is None else f"{_float(left):,.0f}",
+                "seconds": number(seconds, 2),
+            }
+        )
+    verdict = _mapping(row.get("verdict"))
+    return {
+        "name": _text(row.get("name")),
+        "metric": _text(row.get("metric")),
+        "items": _text(row.get("items")),
+        "words": _text(verdict.get("words")),
+        "tone": {"tuning": "pass", "prompting": "pass", "neither": "fail"}.get(
+            _text(verdict.get("kind")), "unclear"
+        ),
+        "ways": ways,
+    }
+
+
+def _attempt(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One of several runs, in words."""
+    gains = [
+        f"{_text(name)} {number(gain, 2, sign=True)}" for name, gain in _mapping(row.get("gains")).items()
+    ]
+    return {
+        "name": _text(row.get("name")),
+        "method": {"full": "all weights", "lora": "LoRA"}.get(
+            _text(row.get("method")), _text(row.get("method"))
+        ),
+        "verdict": _text(row.get("verdict")),
+        "mean_drop": number(row.get("mean_drop"), 2, sign=True),
+        "worst": f"{number(row.get('worst_drop'), 2, sign=True)} ({_text(row.get('worst_probe'))})",
+        "gains": ", ".join(gains[:6]) + (", …" if len(gains) > 6 else ""),
+        "chosen": bool(row.get("chosen")),
+    }
 
 
 # ---------------------------------------------------------------------------------------- words and numbers
