@@ -228,6 +228,16 @@ class AdapterSpec(Strict):
     )
 
 
+class EarlyStop(Strict):
+    """What ends training before its last step, beside `patience`."""
+
+    forgetting: float = Field(
+        ge=0,
+        lt=1,
+        description="a share from 0 to below 1: the mean drop on the probes at which training ends",
+    )
+
+
 class TrainSpec(Strict):
     """How the weights are moved. What is `auto` the planner decides (`ift plan`)."""
 
@@ -288,6 +298,10 @@ class TrainSpec(Strict):
     patience: Count | None = Field(
         None, description="a whole number of 1 or more: validations without a better one before training ends"
     )
+    early_stop: EarlyStop | None = Field(
+        None,
+        description="a mapping, forgetting: the mean drop at which training ends; the weights before it are the result",
+    )
     checkpoint_steps: Count | None = Field(
         None,
         description="a whole number of 1 or more: steps between checkpoints; each epoch's end if not given",
@@ -311,6 +325,10 @@ class TrainSpec(Strict):
     def _patience_has_a_measure(self) -> "TrainSpec":
         if self.patience and not self.best_by:
             raise ValueError("`patience` goes with `best_by`")
+        if self.early_stop and self.best_by:
+            raise ValueError(
+                "`early_stop` and `best_by` each say which weights are the result: leave one out"
+            )
         return self
 
 
@@ -352,6 +370,12 @@ class ForgettingSpec(Strict):
         "refuse",
         description="warn, refuse (registered, and no candidate), or replay or lora: a second run that forgets less",
     )
+    look_steps: Count | None = Field(
+        None,
+        description="a whole number of 1 or more: steps between looks at some items of each probe while training "
+        "goes on; none if not given",
+    )
+    look_items: Count = Field(12, description="a whole number of 1 or more: items of a probe at such a look")
     replay: Replay | None = Field(
         None, description="with `on_breach: replay`, a mapping: share, tasks; what the second run mixes in"
     )
@@ -423,11 +447,19 @@ class Spec(Strict):
     train: TrainSpec = Field(
         default=TrainSpec(), description="a mapping: epochs, global_batch, learning_rate, …"
     )
-    evaluate: EvaluateSpec = Field(default=EvaluateSpec(), description="a mapping: limit, probes")
-    forgetting: ForgettingSpec = Field(default=ForgettingSpec(), description="a mapping: max_drop")
+    evaluate: EvaluateSpec = Field(default=EvaluateSpec(), description="a mapping: limit, probes, shots, …")
+    forgetting: ForgettingSpec = Field(default=ForgettingSpec(), description="a mapping: max_drop, on_breach, …")
     tracking: TrackingSpec = Field(default=TrackingSpec(), description="a mapping: uri, experiment, register")
     cluster: ClusterSpec = Field(default=ClusterSpec(), description="a mapping: workers, address")
     seed: int = Field(17, ge=0, lt=2**32, description="a whole number of 0 or more")
+
+    @model_validator(mode="after")
+    def _stopping_early_needs_looks(self) -> "Spec":
+        if self.train.early_stop and not (self.forgetting.look_steps and self.evaluate.probes != "none"):
+            raise ValueError(
+                "`train.early_stop: {forgetting: …}` needs `forgetting.look_steps`, and probes to look at"
+            )
+        return self
 
     @field_validator("tasks", mode="before")
     @classmethod

@@ -361,8 +361,7 @@ class Job:
 
         spec, folder = self.spec, self.folder / "train"
         fewest, most = cluster.workers_of(spec.cluster.workers, resources, spec.train.global_batch)
-        for left in ("scratch", "candidates"):
-            shutil.rmtree(folder / left, ignore_errors=True)
+        shutil.rmtree(folder / "scratch", ignore_errors=True)  # candidates stay: one may wait for its score
         job = self._training_job(resources, most)
         follower = Follower(self.folder, steps=job.steps, stage=stage, wake=self.tracker.wake)
         stage.status(f"starting {most} workers")
@@ -377,6 +376,7 @@ class Job:
             on_event=follower,
             smaller=lambda job: self._smaller(job, resources),
             score=lambda model: self._validation_score(model, spare_gpu=resources.gpus > most),
+            look=lambda step, model: self._look(step, model, spare_gpu=resources.gpus > most),
         )
         stage.status("reloading the exported model")
         verify = ray.remote(num_cpus=1)(base.verify)
@@ -446,6 +446,8 @@ class Job:
             checkpoint_steps=train.checkpoint_steps,
             checkpoint_minutes=train.checkpoint_minutes,
             keep_checkpoints=train.keep_checkpoints,
+            look_steps=spec.forgetting.look_steps,
+            forgetting_budget=train.early_stop.forgetting if train.early_stop else None,
             lineage={"stream": prepared["hash"], "global_batch": train.global_batch, "seed": spec.seed},
             **self._choice(),
         )
@@ -531,25 +533,69 @@ class Job:
         return replace(job, **self._choice()), str(choice)
 
     def _validation_score(self, model_dir: Path, *, spare_gpu: bool) -> float:
-        """The mean over tasks of their metric on the validation items: what `train.best_by: metric` goes by.
-
-        While the workers train on: on a GPU that they leave, else on CPUs.
-        """
-        from ift.evaluate.evaluator import evaluate
-
+        """The mean over tasks of their metric on the validation items: what `train.best_by: metric` goes by."""
         items = storage.read_jsonl(self.folder / "prepare" / "validation_items.jsonl")
-        cores = os.cpu_count() or 1
-        predictions = evaluate(
+        scores = means(self._aside(model_dir, items, spare_gpu=spare_gpu)).values()
+        return sum(scores) / len(scores)
+
+    def _look(self, step: int, model_dir: Path, *, spare_gpu: bool) -> float:
+        """The mean drop of the probes behind `step`, from a few items of each; a line of `looks.jsonl`.
+
+        With it the gain of the tasks, on validation items. What is in the file is not asked again.
+        """
+        from ift.evaluate import forgetting
+
+        path = self.folder / "looks.jsonl"
+        for line in storage.read_jsonl(path):
+            if line["step"] == step:
+                return float(line["mean_drop"])
+        most = self.spec.forgetting.look_items
+        items = first_of_each(
+            [i for i in storage.read_jsonl(self.folder / "prepare" / "items.jsonl") if i["suite"] == "probe"]
+            + storage.read_jsonl(self.folder / "prepare" / "validation_items.jsonl"),
+            most,
+        )
+        before = self._aside(self.model_dir, items, spare_gpu=spare_gpu)
+        after = self._aside(model_dir, items, before, spare_gpu=spare_gpu)
+        tasks, probes = forgetting.compare(before, after)
+        drop = forgetting.mean_drop(before, after)["value"]
+        line = {
+            "step": step,
+            "mean_drop": drop,
+            **{f"drop/{row['name']}": row["drop"]["value"] for row in probes},
+            **{f"gain/{row['name']}": row["gain"]["value"] for row in tasks},
+            "time": time.time(),
+        }
+        storage.drop_half_line(path)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(storage.json_line(line))
+        self.tracker.wake()
+        shutil.rmtree(model_dir, ignore_errors=True)
+        return float("nan") if drop is None else float(drop)
+
+    def _aside(
+        self,
+        model_dir: Path,
+        items: Sequence[Manifest],
+        base: list[Manifest] | None = None,
+        *,
+        spare_gpu: bool,
+    ) -> list[Manifest]:
+        """Predictions while the workers train on: on a GPU that they leave, else on CPUs."""
+        from ift.evaluate.evaluator import evaluate, store_of
+
+        dtype = "bfloat16" if spare_gpu else "float32"
+        return evaluate(
             model_dir,
             items,
             actors=1,
             gpus=int(spare_gpu),
-            threads=max(1, cores // 2),
+            threads=max(1, (os.cpu_count() or 1) // 2),
             batch_tokens=self.spec.evaluate.batch_tokens,
-            dtype="bfloat16" if spare_gpu else "float32",
+            dtype=dtype,
+            base=base,
+            store=store_of(self.cache, model_dir, gpus=int(spare_gpu), dtype=dtype),
         )
-        scores = means(predictions).values()
-        return sum(scores) / len(scores)
 
     def register(self, into: Path, more: Mapping[str, Any]) -> Manifest:
         """The gate, the card, MLflow, the report; the summary, with `more` in it, goes to the folder `into`.
@@ -623,6 +669,17 @@ class Job:
 
     def predictions(self, stage: str) -> list[Manifest]:
         return predictions_of(self.folder, stage)
+
+
+def first_of_each(items: Sequence[Manifest], count: int) -> list[Manifest]:
+    """The first `count` items of each task and probe."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for item in items:
+        seen[item["name"]] += 1
+        if seen[item["name"]] <= count:
+            kept.append(item)
+    return kept
 
 
 def means(predictions: list[Manifest]) -> dict[str, float]:

@@ -210,7 +210,7 @@ def _explain(error: Any, model: type[BaseModel], file: str, lines: Lines) -> Ift
         return IftError(f"`{dotted}` is missing", wanted=description or "a value", where=where)
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
-        return IftError(f"`{dotted}`: {message}", wanted=description, where=where)
+        return IftError(f"`{dotted}`: {message}" if place else message, wanted=description, where=where)
     hint = None
     if isinstance(error["input"], bool) and error["type"] == "string_type":
         hint = "YAML takes yes, no, on, off, true and false for true and false: put them in quotes"

@@ -37,7 +37,7 @@ def refusal(folder: Path, text: str, *overrides: str) -> str:
             "DIR/x.yaml:4: unknown key `train.epoch`\n  wanted: one of method, adapter, epochs, global_batch, "
             "micro_batch, learning_rate, schedule, warmup, weight_decay, max_grad_norm, label_smoothing, "
             "neftune_alpha, zero_stage, offload, nvme, activation_checkpointing, attention, liger, precision, "
-            "validate_steps, best_by, patience, checkpoint_steps, checkpoint_minutes, keep_checkpoints, "
+            "validate_steps, best_by, patience, early_stop, checkpoint_steps, checkpoint_minutes, keep_checkpoints, "
             "max_failures, hang_timeout_s\n  next:   did you mean `epochs`?",
         ),
         (
@@ -58,6 +58,15 @@ def refusal(folder: Path, text: str, *overrides: str) -> str:
             "data: {split: {train: .inf}}\n",
             "DIR/x.yaml:4: `data.split.train` is inf\n"
             "  wanted: a share below 1 or a count; all that is left if not given",
+        ),
+        (
+            "train: {early_stop: {forgetting: 0.05}}\n",
+            "DIR/x.yaml: `train.early_stop: {forgetting: …}` needs `forgetting.look_steps`, and probes to look at",
+        ),
+        (
+            "forgetting: {on_breach: replay}\n",
+            "DIR/x.yaml:4: `forgetting`: `on_breach: replay` needs `replay: {share: 0.05, tasks: [...]}`, "
+            "what is mixed in\n  wanted: a mapping: max_drop, on_breach, …",
         ),
         (
             "train:\n  schedule: triangle\n",

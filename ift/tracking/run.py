@@ -39,7 +39,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-STREAMS = {"metrics.jsonl": "train/", "validation.jsonl": "validation/"}  # file -> prefix of its metrics
+STREAMS = {
+    "metrics.jsonl": "train/",
+    "validation.jsonl": "validation/",
+    "looks.jsonl": "look/",
+}  # file -> prefix of its metrics
 OUTBOX = "outbox.jsonl"
 ARTIFACTS = "outbox.jsonl:artifacts"  # a position of its own: artefacts that wait hold up nothing else
 STATE = "tracking.json"

@@ -1,4 +1,4 @@
-"""Which validation was the best, and when there have been enough without a better one.
+"""Which validation was the best, when there have been enough without a better one, and when too much is forgotten.
 
 In:  what each validation came to: the loss (less is better) or a metric's score (more is better).
 Out: the step of the best, and whether to stop; all of it is plain JSON, so that a resumed run decides the same.
@@ -71,3 +71,35 @@ class Best:
     def from_json(cls, state: Mapping[str, Any]) -> "Best":
         """As it was."""
         return cls(**state)
+
+
+@dataclass
+class Budget:
+    """How much of what the probes ask may be forgotten: looked at now and then, `limit` None only looks.
+
+    budget = Budget(limit=0.05)
+    budget.expect(50); budget.take(50, 0.02)     # False: within
+    budget.expect(100); budget.take(100, 0.09)   # True: spent; what was within, step 50, is to come out
+    """
+
+    limit: float | None = None
+    within: int | None = None  # the last step at which no more than that was forgotten
+    expects: int | None = None  # the step whose drop has not come yet
+
+    def expect(self, step: int) -> None:
+        """The drop of the weights behind `step` will come."""
+        self.expects = step
+
+    def take(self, step: int, drop: float) -> bool:
+        """What was forgotten behind `step`; whether that is more than the budget. NaN is."""
+        self.expects = None
+        if self.limit is None:
+            return False
+        if drop <= self.limit:
+            self.within = step
+            return False
+        return True
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for the checkpoint."""
+        return asdict(self)

@@ -62,7 +62,11 @@ class Job:
     checkpoint_steps: int | None = None
     checkpoint_minutes: float | None = None
     keep_checkpoints: int = 2
-    candidates_dir: Path | None = None  # exported models that wait for their score by generation
+    candidates_dir: Path | None = (
+        None  # exported models that wait for their score, or for a look at the probes
+    )
+    look_steps: int | None = None  # between looks at what is forgotten
+    forgetting_budget: float | None = None  # the mean drop at which training ends; None only looks
     lineage: Mapping[str, Any] = field(default_factory=dict)  # a checkpoint of anything else is refused
 
     @property
@@ -84,6 +88,10 @@ class Job:
         if self.validate_steps is None:
             return set(self.epochs())
         return {*range(self.validate_steps, self.steps, self.validate_steps), self.steps}
+
+    def looks(self) -> range:
+        """The steps behind which the probes are looked at; behind the last one all of them are asked anyway."""
+        return range(self.look_steps, self.steps, self.look_steps) if self.look_steps else range(0)
 
     def checkpoint_due(self, step: int) -> bool:
         """Whether a checkpoint follows `step`; behind the last one the export does."""

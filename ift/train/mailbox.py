@@ -21,7 +21,7 @@ class Mailbox:
         self._events: list[Event] = []
         self._workers: dict[int, tuple[str, Any]] = {}
         self._asked: str | None = None
-        self._scores: dict[int, float | str] = {}
+        self._scores: dict[str, float | str] = {}
 
     def put(self, event: Event) -> None:
         self._events.append(event)
@@ -44,9 +44,9 @@ class Mailbox:
     def asked(self) -> str | None:
         return self._asked
 
-    def tell_score(self, step: int, score: float | str) -> None:
-        """The score of the model exported behind `step`, or why it has none."""
-        self._scores[step] = score
+    def tell_score(self, key: str, score: float | str) -> None:
+        """What an exported model came to ("candidate/50", "look/50"), or why it has no score."""
+        self._scores[key] = score
 
-    def score(self, step: int) -> float | str | None:
-        return self._scores.get(step)
+    def score(self, key: str) -> float | str | None:
+        return self._scores.get(key)

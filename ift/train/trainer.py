@@ -14,6 +14,7 @@ counted and told. What ended an attempt decides what comes next:
     a refusal, a loss that is not finite                        the end, with the reason
 """
 
+import queue
 import threading
 import time
 import uuid
@@ -47,12 +48,14 @@ def fit(
     hang_timeout_s: int = 1800,
     smaller: Callable[[Job], tuple[Job, str] | None] = lambda _: None,
     score: Callable[[Path], float] | None = None,
+    look: Callable[[int, Path], float] | None = None,
     wait_for_nodes_s: float = _WAIT_FOR_NODES_S,
 ) -> dict[str, Any]:
     """Train to the end; where `job.checkpoints` holds a checkpoint, go on from it.
 
     `max_failures` counts attempts that were lost since a checkpoint last came out of one. `smaller` gives a job that
-    takes less memory and says what is different; `score` grades an exported model.
+    takes less memory and says what is different; `score` grades an exported model, `look` says what the one behind
+    a step has forgotten. Both are called on a thread of their own, one after the other, while training goes on.
 
     Raises `IftError` where training refuses or fails; the workers' last error is in its text.
     """
@@ -68,7 +71,7 @@ def fit(
         if found and found.step > furthest:
             failures, furthest = 0, found.step
         world = _room(fewest, most, nodes, wait_for_nodes_s, on_event)
-        attempt = _Attempt(job, found, world, most, nodes, scratch, hang_timeout_s, on_event, score)
+        attempt = _Attempt(job, found, world, most, nodes, scratch, hang_timeout_s, on_event, score, look)
         try:
             summary = attempt.run()
         except faults.Lost as lost:
@@ -128,6 +131,7 @@ class _Attempt:
     hang_timeout_s: int
     on_event: Callable[[Event], None]
     score: Callable[[Path], float] | None
+    look: Callable[[int, Path], float] | None
     failure: Exception | None = None  # of whoever listens to what the workers tell
 
     def run(self) -> dict[str, Any]:
@@ -168,6 +172,9 @@ class _Attempt:
             ),
         )
         self.mailbox, self.over = mailbox, threading.Event()
+        self.to_grade: queue.Queue[Event | None] = queue.Queue()
+        grader = threading.Thread(target=self._grade_all, daemon=True)
+        grader.start()
         watcher = threading.Thread(target=self._watch, daemon=True)
         watcher.start()
         try:
@@ -179,8 +186,10 @@ class _Attempt:
             self.over.set()
             watcher.join(timeout=60)
             self._end_workers()
+            self.to_grade.put(None)
         if self.failure is not None:
             raise self.failure
+        grader.join()  # the last looks; where an attempt failed, whoever grades for it is left to itself
         summary: dict[str, Any] = result.return_value or {}
         return summary
 
@@ -202,19 +211,30 @@ class _Attempt:
         import ray
 
         for event in ray.get(self.mailbox.take.remote(), timeout=60):
-            if event["kind"] == "candidate":
-                threading.Thread(target=self._score, args=(event,), daemon=True).start()
+            if event["kind"] in ("candidate", "look"):
+                self.to_grade.put(event)
             else:
                 self.on_event(event)
 
-    def _score(self, event: Event) -> None:
+    def _grade_all(self) -> None:
+        while event := self.to_grade.get():
+            self._grade(event)
+
+    def _grade(self, event: Event) -> None:
         """Grade an exported model while training goes on."""
-        assert self.score is not None, "a candidate, and nobody to grade it"
+        kind, step, folder = event["kind"], event["step"], Path(event["folder"])
         try:
-            found: float | str = self.score(Path(event["folder"]))
+            if kind == "look":
+                assert self.look is not None, "a model to look at, and nobody who does"
+                found: float | str = self.look(step, folder)
+            else:
+                assert self.score is not None, "a candidate, and nobody to grade it"
+                found = self.score(folder)
         except Exception as error:  # noqa: BLE001  (a thread: the workers are told, and refuse)
             found = f"{type(error).__name__}: {error}"
-        self.mailbox.tell_score.remote(event["step"], found)
+            if kind == "look":  # nobody may wait for it
+                self.on_event({"kind": "note", "text": f"no look at the probes behind step {step}: {found}"})
+        self.mailbox.tell_score.remote(f"{kind}/{step}", found)
 
     def _look_at_nodes(self, room_since: float | None) -> float | None:
         """Ask for a pause where a worker's node will go, or where more workers have had room for a while."""

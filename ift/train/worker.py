@@ -25,7 +25,7 @@ from ift.data.stream import Pack, Stream
 from ift.errors import IftError
 from ift.models import attention, base
 from ift.train import checkpoint, shards
-from ift.train.best import Best
+from ift.train.best import Best, Budget
 from ift.train.engine import DeepSpeedEngine
 from ift.train.feed import Part, carried
 from ift.train.job import Job
@@ -78,6 +78,8 @@ class Worker:
         self.encoder_decoder = base.is_encoder_decoder(job.model_dir)
         self.stream = Stream(job.stream_dir)
         self.best = Best(job.best_by, job.patience)
+        self.budget = Budget(job.forgetting_budget)
+        self.spent = False  # more was forgotten than the budget has
         self.saved: int | None = found.step if found else None  # the step of the last checkpoint
         self.saved_at = time.monotonic()
         self.seen = 0  # packs of this rank in this attempt
@@ -175,11 +177,13 @@ class Worker:
         keep = job.checkpoint_due(step)
         if step in job.validations() and self.validation:
             keep = self._validate(step) or keep
+        if step in job.looks():
+            keep = self._look(step) or keep
         pause, late = self._asked()
         self.paused = pause
         if (keep or late or pause) and step < job.steps:
             self._save(step)
-        return bool(pause) or self.best.should_stop
+        return bool(pause) or self.best.should_stop or self.spent
 
     def _asked(self) -> tuple[str, bool]:
         """Why the driver wants a pause ("" if it does not), and whether a checkpoint is late. Alike on all ranks."""
@@ -213,16 +217,53 @@ class Worker:
         self.best.expect(step)
         self.tell(kind="candidate", step=step, folder=str(folder))
 
+    def _look(self, step: int) -> bool:
+        """Have the driver ask these weights some of the probes. Whether a checkpoint may be needed to come back to."""
+        assert self.job.candidates_dir is not None, (
+            "probes are looked at, and there is no place for the weights"
+        )
+        bounded = self.budget.limit is not None
+        if bounded:
+            self._take_look()
+        if not self.spent:
+            folder = self.job.candidates_dir / f"look-{step:08d}"
+            self._write_model(folder)
+            self.budget.expect(step)
+            self.tell(kind="look", step=step, folder=str(folder))
+        return bounded and not self.spent
+
+    def _take_look(self) -> None:
+        """Wait for what the last look found, if it has not come yet."""
+        step = self.budget.expects
+        if step is not None and self.budget.limit is not None:
+            drop = self._graded("look", step, "leave train.early_stop out")
+            self.spent = self.budget.take(step, drop)
+            if self.spent:
+                back = (
+                    f"the weights of step {self.budget.within:,}" if self.budget.within else "these weights"
+                )
+                self.tell(
+                    kind="note",
+                    text=f"behind step {step:,} the probes have lost {drop:.3f} on average, more than "
+                    f"train.early_stop.forgetting {self.budget.limit:g}: training ends, and {back} come out",
+                )
+
     def _take_score(self) -> None:
         """Wait for the score of the last candidate, if there is one without."""
-        import ray
-
         step = self.best.expects
         if step is None:
             return
+        value = self._graded("candidate", step, "set train.best_by=loss")
+        self.best.take(step, value)
+        self.tell(kind="best", step=self.best.step, scored=step, score=value)
+
+    def _graded(self, kind: str, step: int, hint: str) -> float:
+        """What the driver says of the weights behind `step`, once it does; the same on all ranks."""
+        import ray
+
         score: Any = None
         if self.rank == 0:
-            while (score := ray.get(self.mailbox.score.remote(step))) is None:
+            while (score := ray.get(self.mailbox.score.remote(f"{kind}/{step}"))) is None:
                 time.sleep(_SCORE_EVERY_S)
         failed = isinstance(score, str)
         number = torch.tensor([0.0 if score is None or failed else score, float(failed)], dtype=torch.float64)
@@ -230,14 +271,14 @@ class Worker:
         if failures:
             raise IftError(
                 f"the model behind step {step} could not be graded: {score or 'rank 0 knows why'}",
-                hint="set train.best_by=loss, or mend the cause; run again to go on from the last checkpoint",
+                hint=f"{hint}, or mend the cause; run again to go on from the last checkpoint",
             )
-        self.best.take(step, value)
-        self.tell(kind="best", step=self.best.step, scored=step, score=value)
+        return float(value)
 
     def _save(self, step: int) -> None:
-        meta = {**self.job.lineage, "best": self.best.to_json()}
-        self.writer.protect(step for step in (self.best.step, self.best.expects) if step)
+        meta = {**self.job.lineage, "best": self.best.to_json(), "budget": self.budget.to_json()}
+        needed = (self.best.step, self.best.expects, self.budget.within, self.budget.expects)
+        self.writer.protect(step for step in needed if step)
         self.waited += shards.save(self.engine.engine, self.writer, step, meta)
         self.saved, self.saved_at = step, time.monotonic()
 
@@ -249,6 +290,11 @@ class Worker:
         if self.best.expects is not None:  # its score did not arrive before the last attempt ended
             folder = self.job.candidates_dir and self.job.candidates_dir / f"step-{self.best.expects:08d}"
             self.tell(kind="candidate", step=self.best.expects, folder=str(folder))
+        kept = found.meta.get("budget", {})
+        self.budget.within, self.budget.expects = kept.get("within"), kept.get("expects")
+        if self.budget.expects is not None:
+            folder = self.job.candidates_dir and self.job.candidates_dir / f"look-{self.budget.expects:08d}"
+            self.tell(kind="look", step=self.budget.expects, folder=str(folder))
         return found.step
 
     # ── the end ──
@@ -282,13 +328,14 @@ class Worker:
             )
 
     def _take_best(self) -> None:
-        """Go back to the weights of the best validation, unless the last ones are."""
-        if self.best.by is None:
+        """Go back to the weights of the best validation, or of the last look within the budget, unless these are."""
+        if self.best.by is None and self.budget.limit is None:
             return
         self._take_score()
+        self._take_look()
         self.writer.close()
         torch.distributed.barrier()
-        step = self.best.step
+        step = self.best.step or (self.budget.within if self.spent else None)
         self.tell(kind="best", step=step)
         if step is None or step == self.done:
             return
@@ -321,7 +368,7 @@ class Worker:
             "dtype": str(self.job.dtype).removeprefix("torch."),
             "resumed_at": first,
             "steps": self.done,
-            "best_step": self.best.step,
+            "best_step": self.best.step or (self.budget.within if self.spent else None),
             "world": self.world,
             "attention": self.attention,
             "waited_for_checkpoints_s": self.waited,

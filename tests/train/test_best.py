@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ift.train.best import Best
+from ift.train.best import Best, Budget
 
 By = Literal["loss", "metric"]
 # few different ones, so that some are equal
@@ -106,3 +106,24 @@ def test_a_score_is_taken_before_the_next_is_expected() -> None:
         best.take(20, 0.5)
     assert best.take(10, 0.5)
     assert best.expects is None
+
+
+@given(st.lists(st.floats(-1, 1) | st.just(math.nan), max_size=12), st.floats(0, 0.9))
+def test_a_budget_is_spent_by_the_first_drop_above_it(drops: list[float], limit: float) -> None:
+    budget, within = Budget(limit), None
+    for step, drop in enumerate(drops, 1):
+        budget.expect(step)
+        spent = budget.take(step, drop)
+        assert budget.expects is None
+        assert spent == (not drop <= limit)
+        if spent:
+            break
+        within = step
+    assert budget.within == within
+    assert Budget(**budget.to_json()) == budget
+
+
+def test_without_a_limit_nothing_is_spent() -> None:
+    budget = Budget()
+    assert not budget.take(3, 1.0)
+    assert budget.within is None

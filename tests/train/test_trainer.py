@@ -373,6 +373,49 @@ def test_the_best_score_is_what_comes_out_however_late_it_comes(
 
 @pytest.mark.slow
 @pytest.mark.long
+def test_training_ends_where_too_much_is_forgotten_and_what_was_within_comes_out(
+    uninterrupted: Run, job: Job, tmp_path: Path
+) -> None:
+    """A look behind each step; the drops are made up: the third is over the budget."""
+    drops, looked = {1: -0.01, 2: 0.04, 3: 0.2, 4: 0.3}, dict[int, bytes]()
+
+    def look(step: int, folder: Path) -> float:
+        looked[step] = (folder / "model.safetensors").read_bytes()
+        return drops[step]
+
+    told = Told()
+    looking = replace(job, look_steps=1, forgetting_budget=0.05, checkpoint_steps=None)
+    result = fit(looking, tmp_path, told, look=look)
+    assert list(looked) == [1, 2, 3]
+    assert told.steps() == [1, 2, 3, 4]  # what the third look finds is taken in at the fourth
+    assert (result["steps"], result["best_step"]) == (4, 2)
+    assert [e["text"] for e in told.of("note") if "probes" in e["text"]] == [
+        "behind step 3 the probes have lost 0.200 on average, more than train.early_stop.forgetting 0.05: "
+        "training ends, and the weights of step 2 come out"
+    ]
+    assert (tmp_path / "export" / "model.safetensors").read_bytes() == looked[2]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_looks_alone_change_nothing(uninterrupted: Run, job: Job, tmp_path: Path) -> None:
+    """Not even where they fail: nobody waits for them."""
+    looked: list[int] = []
+
+    def look(step: int, folder: Path) -> float:
+        looked.append(step)
+        raise OSError("no room")
+
+    told = Told()
+    fit(replace(job, look_steps=2), tmp_path, told, look=look)
+    assert looked == [2, 4]
+    assert told.losses() == uninterrupted[0].losses()
+    notes = [e["text"] for e in told.of("note") if "probes" in e["text"]]
+    assert notes == [f"no look at the probes behind step {n}: OSError: no room" for n in looked]
+
+
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_score_that_cannot_be_had_ends_training_with_the_reason(
     ray_here: None, job: Job, tmp_path: Path
 ) -> None:
