@@ -103,11 +103,11 @@ CHOOSES = (
         ),
         (
             HEAD + TEMPLATES + "choices: {field: label, names: [a, b]}\n",
-            "DIR/x.yaml: `the file`: a generation has no `choices`",
+            "DIR/x.yaml: a generation has no `choices`",
         ),
         (
             (HEAD + TEMPLATES).replace("exact_match", "accuracy"),
-            "DIR/x.yaml: `the file`: accuracy is the metric of classification and multiple_choice",
+            "DIR/x.yaml: accuracy is the metric of classification and multiple_choice",
         ),
         (
             (HEAD + TEMPLATES).replace("exact_match", "rougel"),
@@ -125,7 +125,7 @@ CHOOSES = (
             (HEAD + TEMPLATES).replace("files: x.jsonl", "files: x.jsonl, splits: {train: a}"),
             "DIR/x.yaml:4: `source`: `splits` goes with `hub`",
         ),
-        (HEAD, "DIR/x.yaml: `the file`: a generation needs `templates`: a list of {id, prompt, completion}"),
+        (HEAD, "DIR/x.yaml: a generation needs `templates`: a list of {id, prompt, completion}"),
         (
             HEAD + "templates:\n  - {id: a, prompt: '{{ text }}', completion: ' '}\n",
             "DIR/x.yaml:7: `templates.0.completion`: a template needs some text here",
@@ -198,11 +198,11 @@ CHOOSES = (
         ),
         (
             CHOOSES + "templates:\n  - {id: a, form: inverted, prompt: q, completion: r}\n",
-            "DIR/x.yaml: `the file`: every template trains only; one `form: direct` is needed to evaluate the task",
+            "DIR/x.yaml: every template trains only; one `form: direct` is needed to evaluate the task",
         ),
         (
             "name: x\nkind: text\nlicense: MIT\nsource: {files: x.jsonl}\nmetric: bleu\n",
-            "DIR/x.yaml: `the file`: kind text has neither templates nor a metric: its rows are used as they are",
+            "DIR/x.yaml: kind text has neither templates nor a metric: its rows are used as they are",
         ),
     ],
 )
