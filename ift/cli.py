@@ -252,6 +252,9 @@ def inspect(
     help="How choices are ranked.",
 )
 @click.option(
+    "--allow-code", is_flag=True, help="Run code that the model wrote, where a task is graded by it."
+)
+@click.option(
     "--max-drop", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="What is tolerated."
 )
 @click.option("--folder", "folders", multiple=True, metavar="DIR", help="A folder of your own tasks.")

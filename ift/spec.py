@@ -448,7 +448,9 @@ class Spec(Strict):
         default=TrainSpec(), description="a mapping: epochs, global_batch, learning_rate, …"
     )
     evaluate: EvaluateSpec = Field(default=EvaluateSpec(), description="a mapping: limit, probes, shots, …")
-    forgetting: ForgettingSpec = Field(default=ForgettingSpec(), description="a mapping: max_drop, on_breach, …")
+    forgetting: ForgettingSpec = Field(
+        default=ForgettingSpec(), description="a mapping: max_drop, on_breach, …"
+    )
     tracking: TrackingSpec = Field(default=TrackingSpec(), description="a mapping: uri, experiment, register")
     cluster: ClusterSpec = Field(default=ClusterSpec(), description="a mapping: workers, address")
     seed: int = Field(17, ge=0, lt=2**32, description="a whole number of 0 or more")

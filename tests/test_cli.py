@@ -1,16 +1,20 @@
 """Bad input, on the command line, as a user would give it: a clear message, status 2, and no Ray process for it."""
 
 import hashlib
+import inspect
 import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from conftest import write_spec
 
 import ift
+from ift.cli import cli
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -150,3 +154,36 @@ def test_chat_answers_each_line(tmp_path: Path, tiny_model: Path) -> None:
     assert result.returncode == 0, result.stderr
     first, second, *_ = result.stdout.split("\n")
     assert first == second  # the same question to a fresh conversation, greedily answered
+
+
+def commands(group: click.Group) -> Iterator[click.Command]:
+    for command in group.commands.values():
+        yield from commands(command) if isinstance(command, click.Group) else [command]
+
+
+@pytest.mark.parametrize("command", list(commands(cli)), ids=lambda command: command.callback.__name__)
+def test_a_command_takes_what_its_options_give(command: click.Command) -> None:
+    assert command.callback is not None
+    assert {p.name for p in command.params} == set(inspect.signature(command.callback).parameters)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "nowhere"], "error: no model at nowhere\n  wanted: a local folder"),
+        (["evaluate", "MODEL", "--tasks", "trek"], "error: no task `trek` in the library"),
+        (["evaluate", "MODEL", "--probes", "knowlege"], "unknown probe `knowlege`"),
+        (
+            ["evaluate", "MODEL", "--probes", "none"],
+            "error: there is nothing to ask\n  wanted: tasks with test",
+        ),
+        (["compare", "spec.yaml", "--shots", "one"], "--shots is 'one'; wanted whole numbers between commas"),
+        (["compare", "spec.yaml", "--shots", "0"], "--shots is '0'; wanted numbers of 1 or more"),
+    ],
+    ids=["model", "task", "probe", "nothing", "word", "zero"],
+)
+def test_bad_input_to_what_measures(
+    tmp_path: Path, tiny_model: Path, arguments: list[str], message: str
+) -> None:
+    asked = [str(tiny_model) if argument == "MODEL" else argument for argument in arguments]
+    assert message in refused(run(tmp_path, *asked), tmp_path)
