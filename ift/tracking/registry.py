@@ -242,7 +242,8 @@ def _licences(licenses: Mapping[str, Any]) -> str:
 def _load(summary: Mapping[str, Any]) -> str:
     found = summary.get("mlflow") or {}
     name, version = found.get("model_name") or summary.get("name", "model"), found.get("model_version")
-    source = f"models:/{name}/{version}" if version else f"models:/{name}@candidate"
+    named = "@candidate" if found.get("alias", "candidate") else "/NUMBER"  # the version has none yet
+    source = f"models:/{name}/{version}" if version else f"models:/{name}{named}"
     uri = found.get("tracking_uri")
     kind = summary.get("model_class") or "AutoModelForCausalLM"
     imports, note = [f"from transformers import {kind}, AutoTokenizer"], ""

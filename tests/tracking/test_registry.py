@@ -111,6 +111,12 @@ def test_a_registration_that_stopped_before_its_alias_is_completed(tmp_path, uri
     assert str(mlflow_client(uri).get_model_version_by_alias("reviews", "candidate").version) == "1"
 
 
+def test_a_version_that_is_no_candidate_has_no_alias(tmp_path, uri, model):
+    run_id = tracked(tmp_path, uri)
+    assert register(run_id, model, "reviews", uri=uri, description="", tags=TAGS, alias=None) == "1"
+    assert mlflow_client(uri).get_registered_model("reviews").aliases == {}
+
+
 def test_what_cannot_be_registered_says_why(tmp_path, uri, model):
     run_id = tracked(tmp_path, uri)
     (tmp_path / "empty").mkdir()
@@ -279,6 +285,25 @@ def test_the_card_says_what_a_person_needs_to_decide():
     assert "revision" not in card
     assert len(card) < DESCRIPTION_LENGTH
     assert "models:/reviews/7" in describe(summary(mlflow={"model_name": "reviews", "model_version": "7"}))
+
+
+def test_the_card_says_whether_prompting_would_have_done_and_what_was_tried():
+    words = "tuning pays: 0.91 against 0.78 with 5 shots (+0.13 [+0.08, +0.18])"
+    tried = {"verdict": "fail", "worst_drop": 0.4, "worst_probe": "lists"}
+    card = describe(
+        summary(
+            prompting=[{"name": "trec", "verdict": {"kind": "tuning", "words": words}}],
+            attempts=[
+                {**tried, "name": "trec", "chosen": False},
+                {**tried, "name": "trec-lora", "verdict": "pass", "worst_drop": 0.01, "chosen": True},
+            ],
+            mlflow={"model_name": "reviews", "alias": None},
+        )
+    )
+    assert "## Would prompting have done?\n\n- **trec**: tuning pays: 0.91 against 0.78 with 5 shots" in card
+    assert "- trec: fail, worst drop 0.400 (lists)\n" in card
+    assert "- trec-lora: pass, worst drop 0.010 (lists), this version" in card
+    assert "models:/reviews/NUMBER" in card  # no candidate
 
 
 def test_the_card_of_an_adapter_says_what_it_is_and_how_it_is_loaded():
