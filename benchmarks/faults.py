@@ -348,7 +348,7 @@ def disk(nodes: Nodes, run: Run) -> float:
 
 def diverged(nodes: Nodes, run: Run) -> float:
     """the loss is no number: training stops with step, packs and examples"""
-    run.overrides += ("train.learning_rate=0.999", "train.max_grad_norm=0", "train.schedule=constant")
+    run.overrides += ("train.weight_decay=1.0e+5",)  # each step multiplies the weights by up to -100
     run.start().end()
     return time.time()
 
@@ -507,7 +507,13 @@ def table(found: list[dict[str, Any]]) -> str:
         if row["ended"] != "ok":
             what += f"; stopped: {' '.join(row['said'])}"
         worst = row["worst_difference"]
-        same = "–" if worst is None else "equal to the bit" if worst == 0 else f"within {worst:.0e}"
+        same = (
+            "–"
+            if worst is None or row["ended"] != "ok"
+            else "equal to the bit"
+            if worst == 0
+            else f"within {worst:.0e}"
+        )
         seconds = "–" if row["seconds"] is None else f"{row['seconds']:.0f}"
         again = "–" if row["steps_again"] is None else row["steps_again"]
         packs = "each once" if row["each_once"] else "–" if row["ended"] != "ok" else "not each once"
