@@ -1,0 +1,176 @@
+"""Generation and choice ranking beside the loops that people write first, on the same prompts.
+
+In:  the model of the quickstart; how many prompts.
+Out: a table in Markdown, and the numbers as JSON: seconds, tokens a second, ratios, and whether the outputs are equal.
+
+    .venv/bin/python benchmarks/evaluating.py --output evaluating.json
+
+The loops: `model.generate` on one prompt after the other, greedy; and a forward pass over prompt and choice for each
+choice of each question, with all logits. Ours: what `ift evaluate` does in one of its processes. Both run in this
+process with as many threads; they take turns, and a ratio is the median over the turns.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ift import storage
+from ift.data.items import probe_items
+from ift.evaluate.evaluator import batches
+from ift.evaluate.generate import generate
+from ift.evaluate.score import Tree, score
+from ift.models import base
+from ift.prompts.chat import encode_completion, encode_prompt, end_of_turn
+from ift.spec import load
+from ift.tasks.probes import load_probes
+
+_JOB = Path(__file__).resolve().parents[1] / "jobs" / "quickstart.yaml"
+_NEW = 48  # tokens of an answer at most
+
+
+def main() -> None:
+    """Take the turns; print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--questions", type=int, default=80)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    spec = load(_JOB)
+    folder = base.resolve(spec.model.source, cache=storage.cache_dir(), sha256=spec.model.sha256)
+    model, tokenizer = base.load_model(folder), base.load_tokenizer(folder)
+    items = probe_items(load_probes())
+    random.Random(0).shuffle(items)
+    written = [{**i, "max_new_tokens": _NEW} for i in items if i["kind"] == "generation"][: arguments.prompts]
+    asked = [i for i in items if i["kind"] == "multiple_choice"][: arguments.questions]
+    rows = [
+        measured("generation", *generation(model, tokenizer, written), arguments.rounds),
+        measured("choice ranking", *ranking(model, tokenizer, asked), arguments.rounds),
+    ]
+    print(
+        "\n| what | loop, s | ours, s | ours, tokens/s | loop / ours | outputs |\n|---|---|---|---|---|---|"
+    )
+    for row in rows:
+        print(
+            f"| {row['what']} | {row['loop_s']:.1f} | {row['ours_s']:.1f} | {row['tokens'] / row['ours_s']:.0f} | "
+            f"{row['ratio']:.1f} ({row['from']:.1f} to {row['to']:.1f}) | {row['outputs']} |"
+        )
+    if arguments.output:
+        arguments.output.write_text(
+            json.dumps(
+                {"torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}, indent=2
+            )
+        )
+
+
+def measured(
+    what: str, loop: Callable[[], Any], ours: Callable[[], Any], equal: Any, rounds: int
+) -> dict[str, Any]:
+    """Both in turn, the first turn of each thrown away."""
+    seconds: dict[str, list[float]] = {"loop": [], "ours": []}
+    found: dict[str, Any] = {}
+    for turn in range(rounds + 1):
+        for name, work in (("loop", loop), ("ours", ours)):
+            started = time.perf_counter()
+            found[name] = work()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    ratios = [slow / fast for slow, fast in zip(seconds["loop"], seconds["ours"], strict=True)]
+    tokens, outputs = equal(found["loop"], found["ours"])
+    return {
+        "what": what,
+        "loop_s": statistics.median(seconds["loop"]),
+        "ours_s": statistics.median(seconds["ours"]),
+        "ratio": statistics.median(ratios),
+        "from": min(ratios),
+        "to": max(ratios),
+        "tokens": tokens,
+        "outputs": outputs,
+    }
+
+
+def generation(model: Any, tokenizer: Any, items: Sequence[dict[str, Any]]) -> tuple[Any, Any, Any]:
+    """The loop, ours, and how their answers compare."""
+    prompts = [encode_prompt(tokenizer, item["prompt"]) for item in items]
+    stop = sorted({end_of_turn(tokenizer), tokenizer.eos_token_id} - {None})
+    model.generation_config.repetition_penalty = None  # what is compared is greedy
+
+    def loop() -> list[list[int]]:
+        answers = []
+        for prompt in prompts:
+            ids = torch.tensor([prompt])
+            with torch.inference_mode():
+                output = model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=_NEW,
+                    do_sample=False,
+                    eos_token_id=stop,
+                    pad_token_id=stop[0],
+                )
+            answers.append([t for t in output[0, len(prompt) :].tolist() if t not in stop])
+        return answers
+
+    def ours() -> list[list[int]]:
+        answers: dict[int, list[int]] = {}
+        alike = [
+            {**item, "name": "all", "suite": "probe"} for item in items
+        ]  # one task, as a real one has many
+        for group in batches(tokenizer, alike, 8192):
+            found = generate(model, [prompts[i] for i in group], max_new_tokens=_NEW, stop=stop)
+            answers.update(zip(group, found, strict=True))
+        return [answers[i] for i in range(len(items))]
+
+    def equal(one: list[list[int]], other: list[list[int]]) -> tuple[int, str]:
+        same = sum(a == b for a, b in zip(one, other, strict=True))
+        return sum(map(len, other)), f"{same} of {len(one)} answers equal"
+
+    return loop, ours, equal
+
+
+def ranking(model: Any, tokenizer: Any, items: Sequence[dict[str, Any]]) -> tuple[Any, Any, Any]:
+    """The loop, ours, and how their log-likelihoods compare."""
+    prompts = [encode_prompt(tokenizer, item["prompt"]) for item in items]
+    choices = [[encode_completion(tokenizer, choice)[:-1] for choice in item["choices"]] for item in items]
+
+    def loop() -> list[list[float]]:
+        found = []
+        for prompt, these in zip(prompts, choices, strict=True):
+            scores = []
+            for choice in these:
+                with torch.inference_mode():
+                    logits = model(input_ids=torch.tensor([prompt + choice])).logits[0]
+                likely = logits[len(prompt) - 1 : -1].float().log_softmax(-1)
+                scores.append(float(likely[torch.arange(len(choice)), choice].mean()))
+            found.append(scores)
+        return found
+
+    def ours() -> list[list[float]]:
+        found: dict[int, list[float]] = {}
+        alike = [{**item, "name": "all"} for item in items]
+        for group in batches(tokenizer, alike, 4096):
+            trees = [Tree(prompts[i], choices[i]) for i in group]
+            for i, scores in zip(group, score(model, trees), strict=True):
+                found[i] = [sum(tokens) / len(tokens) for tokens in scores]
+        return [found[i] for i in range(len(items))]
+
+    def equal(one: list[list[float]], other: list[list[float]]) -> tuple[int, str]:
+        apart = max(abs(x - y) for a, b in zip(one, other, strict=True) for x, y in zip(a, b, strict=True))
+        same = sum(a.index(max(a)) == b.index(max(b)) for a, b in zip(one, other, strict=True))
+        read = sum(len(p) + sum(map(len, c)) for p, c in zip(prompts, choices, strict=True))
+        return read, f"{same} of {len(one)} first choices equal, {apart:.0e} nats apart at most"
+
+    return loop, ours, equal
+
+
+if __name__ == "__main__":
+    main()
