@@ -32,7 +32,7 @@ from ift.spec import load
 from ift.tasks.probes import load_probes
 
 _JOB = Path(__file__).resolve().parents[1] / "jobs" / "quickstart.yaml"
-_NEW = 48  # tokens of an answer at most
+_NEW = 96  # tokens of an answer at most
 
 
 def main() -> None:

@@ -85,6 +85,7 @@ def summary_of(spec: Spec, folder: Path) -> Manifest:
         "probes": probes,
         "forgetting": forgetting.summary(probes, breach=gate.breached(judged)),
         "prompting": [],
+        "looks": storage.read_jsonl(folder / "looks.jsonl"),
         "gate": judged,
         "licenses": prepared["licenses"],
         "timings": _timings(timed),

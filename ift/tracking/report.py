@@ -498,10 +498,12 @@ def _plots(
     probes = _rows(summary, "probes")
     steps = [row for row in metrics if math.isfinite(_float(row.get("step")))]
     checks = [row for row in validation if math.isfinite(_float(row.get("step")))]
+    looks = [row for row in _rows(summary, "looks") if math.isfinite(_float(row.get("step")))]
     drawings: dict[str, tuple[Any, str, Draw]] = {
         "scores": (scores, _say_scores(scores), lambda wide: _bars(scores, wide, 1.0)),
         "losses": (losses, _say_scores(losses), lambda wide: _bars(losses, wide, 0.0)),
         "drops": (probes, _say_drops(probes), lambda wide: _drops(probes, wide)),
+        "looks": (looks, _say_looks(looks), lambda wide: _looks(looks, wide)),
         "curves": (steps or checks, _say_curves(steps, checks), lambda wide: _curves(steps, checks, wide)),
     }
     plots: dict[str, Any] = dict.fromkeys(drawings)
@@ -742,6 +744,42 @@ def _curves(steps: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, An
     for panel in panels if wide else panels[-1:]:
         panel.set_xlabel("step", labelpad=2)
     return figure
+
+
+def _looks(looks: Sequence[Mapping[str, Any]], wide: bool) -> Any:
+    """Gain and drop over the steps, as the looks at some items found them."""
+    figure, axes = _figure(wide, 250)
+    panel = axes(58, 20, 808, 180) if wide else axes(50, 20, 288, 180)
+    panel.axhline(0, color=MUTED, linewidth=1)
+    drop, gain = _series(looks, "mean_drop"), _mean_gain(looks)
+    for points, colour in ((drop, BAD), (gain, GOOD)):
+        if points:
+            _line(panel, points, color=colour, linewidth=2.0)
+            panel.plot(*zip(*points, strict=True), color=colour, linestyle="none", marker="o", markersize=6)
+    _few_ticks(panel.xaxis, 8 if wide else 4, whole=True)
+    panel.set_xlabel("step", labelpad=2)
+    return figure
+
+
+def _mean_gain(looks: Sequence[Mapping[str, Any]]) -> Points:
+    """The mean over tasks at each look; none of a look that knows of no task."""
+    points = []
+    for look in looks:
+        gains = [_float(value) for key, value in look.items() if str(key).startswith("gain/")]
+        if gains:
+            points.append((_float(look["step"]), sum(gains) / len(gains)))
+    return points
+
+
+def _say_looks(looks: Sequence[Mapping[str, Any]]) -> str:
+    if not looks:
+        return ""
+    last, gain = looks[-1], _mean_gain(looks[-1:])
+    gained = f" and the mean gain {number(gain[0][1], 2)}" if gain else ""
+    return (
+        "Line chart of gain and drop over the training steps. At the last look, behind step "
+        f"{_float(last['step']):g}, the mean drop is {number(last.get('mean_drop'), 2)}{gained}."
+    )
 
 
 Points = list[tuple[float, float]]

@@ -34,6 +34,44 @@ def score(value: float | None, low: float | None, high: float | None) -> dict[st
 
 def make_summary() -> dict[str, Any]:
     return {
+        "prompting": [
+            {
+                "name": "trec",
+                "metric": "accuracy",
+                "items": 300,
+                "ways": [
+                    {
+                        "way": "base, 3 shots",
+                        "score": score(0.71, 0.66, 0.76),
+                        "draws": {"lowest": 0.69, "highest": 0.73, "count": 3},
+                        "prompt_tokens": 1412,
+                        "context_left": 611,
+                        "seconds": 0.83,
+                    },
+                    {
+                        "way": "tuned",
+                        "score": score(0.82, 0.78, 0.86),
+                        "prompt_tokens": 61,
+                        "context_left": 1987,
+                    },
+                ],
+                "verdict": {"kind": "tuning", "words": "tuning pays: 0.82 against 0.71 with 3 shots"},
+            }
+        ],
+        "attempts": [
+            {"name": "trec", "method": "full", "verdict": "fail", "worst_drop": 0.4, "worst_probe": "lists"},
+            {
+                "name": "trec-lora",
+                "method": "lora",
+                "verdict": "pass",
+                "gains": {"trec": 0.28},
+                "chosen": True,
+            },
+        ],
+        "looks": [
+            {"step": 10, "mean_drop": 0.01, "gain/trec": 0.2},
+            {"step": 20, "mean_drop": 0.07, "gain/trec": 0.3},
+        ],
         "name": "quickstart",
         "status": "finished",
         "model_dir": "/runs/quickstart/model",
@@ -178,7 +216,7 @@ def render(folder: Path, plots: bool = True, **changes: Any) -> str:
     path = folder / "report.html"
     with contextlib.ExitStack() as stack:
         if not plots:
-            nothing = dict.fromkeys(("scores", "losses", "drops", "curves"))
+            nothing = dict.fromkeys(("scores", "losses", "looks", "drops", "curves"))
             stack.enter_context(patch("ift.tracking.report._plots", return_value=nothing))
         write_report(path, **parts)
     assert [entry.name for entry in folder.iterdir()] == ["report.html"]
@@ -252,7 +290,7 @@ def test_self_contained_and_well_formed(tmp_path: Path) -> None:
     assert "http://tracking.example:5000" in page.text  # an address may be read, not loaded
     assert "w3.org" not in html
     assert "matplotlib" not in html
-    assert len(svgs(html)) == 8  # four plots, each for a wide and a narrow window
+    assert len(svgs(html)) == 10  # four plots, each for a wide and a narrow window
 
 
 def test_plots_take_their_colours_from_the_page_and_have_a_text(tmp_path: Path) -> None:
@@ -301,15 +339,37 @@ def test_every_number_of_the_summary_is_on_the_page(tmp_path: Path) -> None:
         elif not trail.endswith(".kind"):
             assert any(form in text for form in forms(value)), (trail, value)
 
-    leaves(summary)
+    leaves({key: value for key, value in summary.items() if key != "looks"})  # a curve
     for part in (SPEC.splitlines()[1], "List three fruits.", "review number 8", "lower is better"):
         assert part.lower() in text.lower()
 
 
 def test_sections_in_order(tmp_path: Path) -> None:
     html = render(tmp_path, plots=False)
-    order = ["gate", "scores", "training", "numbers", "examples", "stream", "spec", "time", "places"]
+    order = [
+        "gate",
+        "scores",
+        "prompting",
+        "attempts",
+        "training",
+        "numbers",
+        "examples",
+        "stream",
+        "spec",
+        "time",
+        "places",
+    ]
     assert re.findall(r'<section id="(\w+)"', html) == order
+
+
+def test_prompting_attempts_and_looks_are_told(tmp_path: Path) -> None:
+    html = render(tmp_path)
+    text = Page(html).text
+    for part in ("tuning pays: 0.82 against 0.71 with 3 shots", "0.69 to 0.73", "1,412", "611", "0.83"):
+        assert part in text
+    assert "trec-lora (chosen)" in text
+    assert "all weights" in text
+    assert "At the last look, behind step 20, the mean drop is 0.07 and the mean gain 0.30." in html
 
 
 def test_headline() -> None:
