@@ -27,6 +27,7 @@ from ift.models import attention, base
 from ift.train import checkpoint, shards
 from ift.train.best import Best, Budget
 from ift.train.engine import DeepSpeedEngine
+from ift.train.faults import BrokenCheckpoint
 from ift.train.feed import Part, carried
 from ift.train.job import Job
 from ift.train.loop import Diverged, schedule, train, validate
@@ -93,6 +94,8 @@ class Worker:
         self.attention = settle_attention(
             self.engine, some, job, lambda text: self.tell(kind="note", text=text)
         )
+        if self.engine.kernels:
+            self.attention += f", {self.engine.kernels} kernels"
         self.chance = Chance(job.seed, job.neftune_alpha)
         self.chance.attach(self.engine.engine.module)
         self.writer = checkpoint.Writer(
@@ -341,7 +344,14 @@ class Worker:
             return
         found = checkpoint.latest(self.job.checkpoints, step=step)
         assert found is not None, f"the best checkpoint, of step {step}, is gone"
-        shards.load(self.engine.engine, found)
+        try:
+            shards.load(self.engine.engine, found)
+        except BrokenCheckpoint as why:  # an older one has other weights, and training on makes these no more
+            raise IftError(
+                f"the weights of step {step:,}, which are to come out, cannot be read from their checkpoint: {why}",
+                wanted="the checkpoint as it was written",
+                hint="mend or empty the folder of the checkpoints; empty, the same command trains again",
+            ) from None
 
     def _write_model(self, folder: Path) -> None:
         """An ordinary folder of the weights as they are, by all ranks together."""
