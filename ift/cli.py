@@ -300,6 +300,26 @@ def evaluate(
         )
 
 
+@cli.command(short_help="Tell what later runs did to the tasks of earlier ones.")
+@click.argument("runs", metavar="RUN RUN…", nargs=-1, required=True)
+@click.option("--address", help="A Ray cluster's address.  [default: this machine]")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Where it goes.  [default: evaluations/transfer]"
+)
+def transfer(runs: Sequence[str], address: str | None, output: Path | None) -> None:
+    """Tell what later runs did to the tasks of earlier ones: the backward transfer of a sequence.
+
+    The runs stand in the order they were trained in, each from the model of the one before
+    (model: {source: runs/first/model}). The tasks' frozen items are asked of the last model.
+    """
+    from ift import evaluating
+    from ift.console import own_terminal
+
+    folder = (output or Path("evaluations") / "transfer").absolute()
+    with own_terminal(folder / "evaluate.log") as terminal:
+        evaluating.transfer(runs, terminal=terminal, output=folder, address=address)
+
+
 @cli.command(short_help="Talk to a model.")
 @click.argument("model", metavar="RUN_OR_MODEL")
 @click.option("--max-new-tokens", default=256, show_default=True, help="The longest answer, in tokens.")

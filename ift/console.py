@@ -186,6 +186,22 @@ class Terminal:
         self.console.print()
         self.console.print(table, highlight=False)
 
+    def transfer(self, found: Mapping[str, Any]) -> None:
+        """What later runs did to the tasks of earlier ones."""
+        table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+        for column in ("run", "its own model", "the last model", "change"):
+            table.add_column(column, justify="left" if column == "run" else "right")
+        for row in found["runs"]:
+            table.add_row(
+                escape(row["run"]), f"{row['own']:.3f}", f"{row['last']:.3f}", _signed(row["change"])
+            )
+        self.console.print()
+        self.console.print(table, highlight=False)
+        self.say(
+            f"\nbackward transfer {_signed(found['backward_transfer'])}: the mean change over all but the last; "
+            "below 0 is forgetting"
+        )
+
     def prompting(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Would prompting have done: a block a task, a line a way, and the verdict in words."""
         for row in rows:

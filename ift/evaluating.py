@@ -79,6 +79,76 @@ def evaluate(
     return summary
 
 
+def transfer(
+    runs: Sequence[str],
+    *,
+    terminal: Terminal,
+    output: Path,
+    batch_tokens: int = 4096,
+    address: str | None = None,
+) -> Manifest:
+    """What the last of `runs`, each of which went on from the model of the one before, did to the tasks of the others.
+
+    Each run's own test items are asked of the last run's model; what the run's own model made of them is in its
+    folder. Raises `IftError` for fewer than two, and for a folder that holds no finished run.
+    """
+    from ift.evaluate import forgetting
+    from ift.summary import done, predictions_of
+
+    if len(runs) < 2:
+        raise IftError(
+            "one run has nothing before it", wanted="two runs or more, in the order they were trained in"
+        )
+    folders = [Path(run) for run in runs]
+    for folder in folders:
+        if not done(folder, "evaluate"):
+            raise IftError(f"{folder} holds no run that is finished", wanted="the folder of a finished run")
+    last = base.of_run(str(folders[-1]))
+    assert last is not None, f"{folders[-1]} is finished, and has no model"
+    own, later = [], []
+    with cluster.connect(address, workers=None) as resources:
+        for number, folder in enumerate(folders):
+            mine = [p for p in predictions_of(folder, "evaluate") if p["suite"] == "task"]
+            own.append(_mean(mine))
+            if number == len(folders) - 1:
+                later.append(own[-1])
+                continue
+            items = [
+                i for i in storage.read_jsonl(folder / "prepare" / "items.jsonl") if i["suite"] == "task"
+            ]
+            with terminal.stage(folder.name) as stage:
+                path = output / f"{number + 1}-{folder.name}.parquet"
+                again, _ = _predict(
+                    last,
+                    items,
+                    path,
+                    resources,
+                    stage,
+                    ranking="length",
+                    batch_tokens=batch_tokens,
+                    base=None,
+                )
+            later.append(_mean(again))
+    rows = [
+        {"run": str(run), "own": before, "last": after, "change": after - before}
+        for run, before, after in zip(runs, own, later, strict=True)
+    ]
+    matrix = [[own[i] if t < len(runs) - 1 else later[i] for i in range(len(runs))] for t in range(len(runs))]
+    found = {"runs": rows, "backward_transfer": forgetting.backward_transfer(matrix)}
+    storage.write_json(output / "transfer.json", found)
+    terminal.transfer(found)
+    return found
+
+
+def _mean(predictions: Sequence[Manifest]) -> float:
+    """The mean over tasks of their mean scores."""
+    scores: dict[str, list[float]] = {}
+    for prediction in predictions:
+        scores.setdefault(prediction["name"], []).append(prediction["score"])
+    means = [sum(values) / len(values) for values in scores.values()]
+    return sum(means) / len(means)
+
+
 def _folder(source: str, terminal: Terminal, name: str) -> Path:
     with terminal.stage(name) as stage:
         folder = base.of_run(source) or base.resolve(source, cache=storage.cache_dir(), notify=stage.status)

@@ -122,6 +122,8 @@ class Job:
             if spec.train.method == "lora":
                 asked = spec.train.zero_stage
                 adapters.check(self._adapter(), zero_stage=0 if asked == "auto" else asked)
+            given = spec.train.method == "auto" and "adapter" in spec.train.model_fields_set
+            if spec.train.method == "lora" or given:  # where it is not given, its targets are known to be there
                 adapters.check_targets(self._adapter(), self.model_dir)
         if spec.train.best_by and not spec.data.split.validation:
             raise IftError(

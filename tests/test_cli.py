@@ -177,10 +177,12 @@ def test_a_command_takes_what_its_options_give(command: click.Command) -> None:
             ["evaluate", "MODEL", "--probes", "none"],
             "error: there is nothing to ask\n  wanted: tasks with test",
         ),
+        (["transfer", "one"], "error: one run has nothing before it\n  wanted: two runs or more"),
+        (["transfer", "one", "two"], "error: one holds no run that is finished"),
         (["compare", "spec.yaml", "--shots", "one"], "--shots is 'one'; wanted whole numbers between commas"),
         (["compare", "spec.yaml", "--shots", "0"], "--shots is '0'; wanted numbers of 1 or more"),
     ],
-    ids=["model", "task", "probe", "nothing", "word", "zero"],
+    ids=["model", "task", "probe", "nothing", "alone", "unfinished", "word", "zero"],
 )
 def test_bad_input_to_what_measures(
     tmp_path: Path, tiny_model: Path, arguments: list[str], message: str

@@ -238,6 +238,18 @@ def test_a_runs_own_items_are_asked_again_without_being_computed_again(
     assert "the frozen items of the run, 87; name --tasks or --probes to ask others" in done.output
 
 
+def test_a_sequence_that_ends_with_the_same_model_forgot_nothing(finished: Finished) -> None:
+    folder = finished.folder.parents[1]
+    done = ift(folder, "transfer", "runs/tiny", "runs/tiny", "--output", "sequence")
+    assert done.status == 0, done.output
+    found = storage.read_json(folder / "sequence" / "transfer.json") or {}
+    assert found["backward_transfer"] == 0
+    [first, last] = found["runs"]
+    assert first == last
+    assert first["own"] == finished.summary["task"][0]["tuned"]["value"]
+    assert "backward transfer +0.00" in done.output
+
+
 def test_a_run_that_forgets_too_much_is_followed_by_one_with_lora(tmp_path: Path, tiny_model: Path) -> None:
     """A learning rate that ruins all weights; the adapter's ruins less."""
     train = {"epochs": 2, "global_batch": 4, "learning_rate": 0.9, "zero_stage": 2}

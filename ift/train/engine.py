@@ -93,7 +93,9 @@ class DeepSpeedEngine:
             place = str(self.device)  # weights of 4 bits are made where they stay
         model = base.load_model(job.model_dir, dtype=dtype, device=place, quantize=quantize)
         model.config.use_cache = False
-        self.kernels = attention.apply_liger(model, device=self.device, asked=job.liger)  # None: the model's own
+        self.kernels = attention.apply_liger(
+            model, device=self.device, asked=job.liger
+        )  # None: the model's own
         if job.activation_checkpointing:
             model.activation_checkpointing_enable()
         if job.adapter:
