@@ -69,7 +69,7 @@ class Job:
                 *([("held out", _few(self.selection.held_out))] if self.selection.held_out else []),
                 ("probes", ", ".join(p.name for p in self.probes) or "none: forgetting is not measured"),
                 ("spec", str(self.folder / "spec.yaml")),
-                ("defaults", ", ".join(f"{key} {value}" for key, value in specs.defaults(spec).items())),
+                *_by_section(specs.defaults(spec)),
                 ("log", str(self.folder / "run.log")),
             ]
         )
@@ -123,7 +123,9 @@ class Job:
                 asked = spec.train.zero_stage
                 adapters.check(self._adapter(), zero_stage=0 if asked == "auto" else asked)
             given = spec.train.method == "auto" and "adapter" in spec.train.model_fields_set
-            if spec.train.method == "lora" or given:  # where it is not given, its targets are known to be there
+            if (
+                spec.train.method == "lora" or given
+            ):  # where it is not given, its targets are known to be there
                 adapters.check_targets(self._adapter(), self.model_dir)
         if spec.train.best_by and not spec.data.split.validation:
             raise IftError(
@@ -671,6 +673,19 @@ class Job:
 
     def predictions(self, stage: str) -> list[Manifest]:
         return predictions_of(self.folder, stage)
+
+
+def _by_section(defaults: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The values that were filled in, a line a section of the spec."""
+    lines: dict[str, list[str]] = {}
+    for key, value in defaults.items():
+        section, _, name = key.rpartition(".") if "." in key else ("", "", key)
+        lines.setdefault(section, []).append(f"{name} {value}")
+    words = [
+        f"{section}: {', '.join(values)}" if section else ", ".join(values)
+        for section, values in lines.items()
+    ]
+    return [("" if i else "defaults", text) for i, text in enumerate(words)]
 
 
 def first_of_each(items: Sequence[Manifest], count: int) -> list[Manifest]:
