@@ -341,6 +341,11 @@ class EvaluateSpec(Strict):
     probes: Literal["default", "none"] | list[str] = Field(
         "default", description="default, none, or a list of names of probes"
     )
+    harness: tuple[str, ...] = Field(
+        (),
+        description="a list of tasks of the lm-evaluation-harness that are probes too, such as [hellaswag, arc_easy]",
+    )
+    harness_limit: Count = Field(100, description="a whole number of 1 or more: items of each of these")
     shots: tuple[Count, ...] = Field(
         (),
         description="a list of whole numbers of 1 or more, such as [1, 3, 5]: the base model is also asked with so "

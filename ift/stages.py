@@ -133,6 +133,10 @@ class Job:
                 wanted="validation examples to tell the best weights by",
                 hint="give data.split.validation a share or a count, or leave train.best_by out",
             )
+        if spec.evaluate.harness:
+            from ift.evaluate import harness
+
+            harness.check(spec.evaluate.harness)
         if any(task.metric == "code" for task in self.selection.tasks.values()):
             from ift.tasks import code
 
@@ -255,8 +259,12 @@ class Job:
         from ift.evaluate.evaluator import write
 
         items = storage.read_jsonl(self.folder / "prepare" / "items.jsonl")
-        base = None if name == "baseline" else self.predictions("baseline")
+        base = None if name == "baseline" else self.predictions("baseline")[: len(items)]
         predictions, seconds = self.predict(model_dir, items, resources, stage, base)
+        if self.spec.evaluate.harness:
+            stage.status("asking the harness's tasks")
+            more = self._harness(model_dir, resources)
+            predictions, seconds = predictions + more, seconds + [0.0] * len(more)
         took = write(self.folder / name / "predictions.parquet", predictions, seconds)
         scores = means(predictions)
         self.tracker.log_metrics({f"{name}/{key}": value for key, value in scores.items()})
@@ -274,7 +282,7 @@ class Job:
         from ift.evaluate.evaluator import pool, store_of, timed
 
         stage.status("loading the model")
-        dtype = self._precision(resources)[1]
+        dtype = self.precision(resources)[1]
         predictions, seconds = timed(
             model_dir,
             items,
@@ -289,6 +297,27 @@ class Job:
         if cut := sum(prediction["cut"] for prediction in predictions):
             stage.note(f"{cut:,} prompts are longer than the model's context and lost their beginning")
         return predictions, seconds
+
+    def _harness(self, model_dir: Path, resources: cluster.Resources) -> list[Manifest]:
+        """What the model answers to the harness's tasks, in a process of its own."""
+        import ray
+
+        from ift.evaluate.evaluator import store_of
+        from ift.evaluate.harness import kept_predictions
+
+        dtype = self.precision(resources)[1]
+        ask = ray.remote(num_cpus=1, num_gpus=1 if resources.gpus else 0)(kept_predictions)
+        found: list[Manifest] = ray.get(
+            ask.remote(
+                store_of(self.cache, model_dir, gpus=resources.gpus, dtype=dtype),
+                model_dir,
+                self.spec.evaluate.harness,
+                limit=self.spec.evaluate.harness_limit,
+                dtype=dtype,
+                device="cuda" if resources.gpus else "cpu",
+            )
+        )
+        return found
 
     def prompting(self, resources: cluster.Resources) -> None:
         """What the base model answers behind solved examples, a folder for each number of `evaluate.shots`."""
@@ -351,7 +380,7 @@ class Job:
             )
         return items
 
-    def _precision(self, resources: cluster.Resources) -> tuple[str, str]:
+    def precision(self, resources: cluster.Resources) -> tuple[str, str]:
         asked = self.spec.train.precision
         precision = ("bf16" if resources.gpus else "fp32") if asked == "auto" else asked
         return precision, {"fp32": "float32", "bf16": "bfloat16"}[precision]
@@ -434,7 +463,7 @@ class Job:
             weight_decay=train.weight_decay,
             max_grad_norm=train.max_grad_norm,
             seed=spec.seed,
-            precision=self._precision(resources)[0],
+            precision=self.precision(resources)[0],
             threads=max(1, (os.cpu_count() or 1) // workers) if resources.nodes == 1 else 0,
             nvme=Path(train.nvme) if train.nvme else None,
             attention=train.attention,
@@ -504,7 +533,7 @@ class Job:
             supervised_share=sizes.share,
             asked=planning.asked_of(train),
             adapter=self._adapter(),
-            precision=self._precision(resources)[0],
+            precision=self.precision(resources)[0],
             attention=train.attention,
             nvme=train.nvme is not None,
         )

@@ -1,0 +1,70 @@
+"""Tasks of the lm-evaluation-harness as probes."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from ift.errors import IftError
+from ift.evaluate import forgetting, harness
+from ift.evaluate.store import Store
+
+TASK = """\
+task: little_films
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/rows.jsonl}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{q}}}}"
+doc_to_choice: choices
+doc_to_target: a
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""
+
+installed = pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed: pip install 'ift[harness]'"
+)
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    rows = [{"q": f"film {i} was", "choices": ["good", "bad", "dull"], "a": i % 3} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "little_films.yaml").write_text(TASK.format(folder=tmp_path), encoding="utf-8")
+    return tmp_path
+
+
+def test_without_the_harness_its_tasks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    with pytest.raises(IftError) as caught:
+        harness.check(["hellaswag"])
+    assert str(caught.value) == (
+        "`evaluate.harness` names tasks, and the lm-evaluation-harness is not installed\n"
+        "  wanted: the package lm-eval\n"
+        "  next:   pip install 'ift[harness]', or leave evaluate.harness out"
+    )
+    harness.check([])
+
+
+@installed
+@pytest.mark.slow
+def test_items_of_the_harness_are_probes(tasks: Path, tiny_model: Path, tmp_path: Path) -> None:
+    how = {"dtype": "float32", "device": "cpu", "include": tasks}
+    store = Store(tmp_path / "cache", model="tiny")
+    found = harness.kept_predictions(store, tiny_model, ["little_films"], limit=10, **how)
+    assert harness.kept_predictions(store, tiny_model, ["little_films"], limit=10, **how) == found
+    assert [p["id"] for p in found] == [str(i) for i in range(10)]
+    assert {p["chance"] for p in found} == {1 / 3}
+    assert found[3]["prompt"] == "film 3 was"
+    _, [row] = forgetting.compare(found, found)
+    assert (row["name"], row["kind"], row["metric"]) == ("little_films", "multiple_choice", "acc norm")
+    assert row["drop"]["value"] == 0
+
+
+@installed
+def test_an_unknown_task_names_its_neighbour(tasks: Path) -> None:
+    with pytest.raises(IftError, match="did you mean `little_films`"):
+        harness.check(["little_film"], include=tasks)
