@@ -266,7 +266,7 @@ class Terminal:
         if mlflow.get("model_version"):
             alias = (
                 f"alias `{mlflow['alias']}`"
-                if mlflow["alias"]
+                if mlflow.get("alias")
                 else "no alias: it forgot too much to be a candidate"
             )
             self.say(f"registered  {mlflow['model_name']} version {mlflow['model_version']}, {alias}")

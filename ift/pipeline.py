@@ -97,7 +97,7 @@ def compare(spec: Spec, folder: Path, terminal: Terminal, *, lora: bool) -> list
         summary["prompting"] = rows
         storage.write_json(folder / "summary.json", summary)
         Job(spec, Path(summary["run_dir"]), terminal, header=False).write_report(folder, summary)
-    terminal.prompting(rows)
+        terminal.prompting(rows)  # of the run alone the summary has shown it
     return rows
 
 
