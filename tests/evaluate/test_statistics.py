@@ -17,18 +17,19 @@ from ift.tracking.gate import decide
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
 
-def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
-    """400 simulated comparisons of 120 items. A percentile bootstrap of so few is a little narrow: 93 % at least."""
+@pytest.mark.parametrize(("items", "wanted"), [(20, 0.88), (40, 0.91), (120, 0.93)])
+def test_an_interval_covers_the_truth_about_as_often_as_it_says(items: int, wanted: float) -> None:
+    """400 simulated comparisons of right and wrong answers, of which a third change. A coin's own scatter is 1 %."""
     rng, covered, trials = np.random.default_rng(7), 0, 400
     for _ in range(trials):
-        base = rng.random(120) < 0.7
-        tuned = np.where(rng.random(120) < 0.3, rng.random(120) < 0.5, base)  # a third of the answers change
+        base = rng.random(items) < 0.7
+        tuned = np.where(rng.random(items) < 0.3, rng.random(items) < 0.5, base)
         found = interval(base.astype(float) - tuned)
         truth = 0.3 * (0.7 - 0.5)
         assert found["low"] is not None
         assert found["high"] is not None
         covered += found["low"] <= truth <= found["high"]
-    assert covered / trials >= 0.93
+    assert wanted <= covered / trials <= 0.98
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 20))
