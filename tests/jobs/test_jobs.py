@@ -9,11 +9,7 @@ from ift.data import mixture
 from ift.data.selection import select
 from ift.tasks import probes
 
-JOBS = [
-    path
-    for path in sorted((Path(__file__).parents[2] / "jobs").glob("**/*.yaml"))
-    if path.parent.name != "tasks"
-]
+JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("**/*.yaml"))
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
