@@ -2,13 +2,14 @@
 
 import copy
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import WORDS
+from conftest import WORDS, make_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -218,6 +219,28 @@ def test_generations_are_graded_by_rule_by_match_or_by_the_bases_length(
     assert json.loads(predictions[1]["detail"]) == ["2 words, at least 5 wanted"]
     assert json.loads(predictions[6]["detail"]) == ["2 words, at least 3 wanted"]
     assert [p["expected"] for p in predictions[:4]] == [None, None, "good film.", "bad film"]
+
+
+def test_a_model_without_a_chat_template_is_asked_all_the_same(tmp_path: Path) -> None:
+    predictor = evaluator.Predictor(str(make_model(tmp_path, chat=False)), "float32", 1, gpu=False)
+    items = some_items()[:6]
+    for group in batches(predictor.tokenizer, items, 400):
+        for found in predictor.predict([items[i] for i in group]):
+            assert math.isfinite(found["score"])
+            assert found["prompt_tokens"] > 0
+
+
+def test_an_answer_without_a_word_is_kept_and_scores_nothing(
+    model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluator, "generate", lambda model, prompts, **_: [[] for _ in prompts])
+    items = [
+        make("generation", 0, "the", check={"max_words": 2}, max_new_tokens=8),
+        make("generation", 1, "the", reference="good film", metric="rouge_l", max_new_tokens=8),
+        make("generation", 2, "the", reference="good film", metric="exact_match", max_new_tokens=8),
+    ]
+    found = predict_generations(model, tiny_tokenizer, items)
+    assert [(p["output"], p["score"], p["new_tokens"]) for p in found] == [("", 0.0, 0)] * 3
 
 
 # --- with Ray ---------------------------------------------------------------------------------------------
