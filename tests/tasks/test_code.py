@@ -279,6 +279,7 @@ def test_it_sees_no_process_but_its_own() -> None:
 
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    others = psutil.Process().children(recursive=True)  # an earlier test's, such as the server that forks ranks
     daemon = (
         "import subprocess\nopen('x', 'w').close()\n"
         "subprocess.Popen(['/bin/sleep', '86399.5'], start_new_session=True)"
@@ -287,7 +288,7 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         run(program, "", seconds=1)
     assert list(tmp_path.iterdir()) == []
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
-    assert psutil.Process().children(recursive=True) == []
+    assert set(psutil.Process().children(recursive=True)) <= set(others)
     left = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
     assert [line for line in left if line and "86399.5" in line] == []
 
