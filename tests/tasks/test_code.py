@@ -279,7 +279,9 @@ def test_it_sees_no_process_but_its_own() -> None:
 
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    others = psutil.Process().children(recursive=True)  # an earlier test's, such as the server that forks ranks
+    others = psutil.Process().children(
+        recursive=True
+    )  # an earlier test's, such as the server that forks ranks
     daemon = (
         "import subprocess\nopen('x', 'w').close()\n"
         "subprocess.Popen(['/bin/sleep', '86399.5'], start_new_session=True)"
