@@ -23,6 +23,14 @@ import click
 import ift
 from ift.errors import IftError
 
+_FOLDERS = click.option(
+    "--folder",
+    "folders",
+    multiple=True,
+    metavar="DIR",
+    help="A folder of your own tasks, beside the library. May be given again.",
+)
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(ift.__version__, prog_name="ift")
@@ -257,7 +265,7 @@ def inspect(
 @click.option(
     "--max-drop", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="What is tolerated."
 )
-@click.option("--folder", "folders", multiple=True, metavar="DIR", help="A folder of your own tasks.")
+@_FOLDERS
 @click.option("--address", help="A Ray cluster's address.  [default: this machine]")
 @click.option("--output", type=click.Path(path_type=Path), help="Where it goes.  [default: evaluations/NAME]")
 def evaluate(
@@ -358,13 +366,6 @@ def ui(uri: str, host: str, port: int) -> None:
     pages.serve(uri, host=host, port=port)
 
 
-_FOLDERS = click.option(
-    "--folder",
-    "folders",
-    multiple=True,
-    metavar="DIR",
-    help="A folder of your own tasks, beside the library. May be given again.",
-)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 
 

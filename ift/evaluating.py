@@ -17,6 +17,7 @@ from ift import cluster, storage
 from ift.console import Stage, Terminal
 from ift.errors import IftError
 from ift.models import base
+from ift.summary import done, means, predictions_of
 
 Manifest = dict[str, Any]
 
@@ -93,7 +94,6 @@ def transfer(
     folder. Raises `IftError` for fewer than two, and for a folder that holds no finished run.
     """
     from ift.evaluate import forgetting
-    from ift.summary import done, predictions_of
 
     if len(runs) < 2:
         raise IftError(
@@ -142,11 +142,8 @@ def transfer(
 
 def _mean(predictions: Sequence[Manifest]) -> float:
     """The mean over tasks of their mean scores."""
-    scores: dict[str, list[float]] = {}
-    for prediction in predictions:
-        scores.setdefault(prediction["name"], []).append(prediction["score"])
-    means = [sum(values) / len(values) for values in scores.values()]
-    return sum(means) / len(means)
+    scores = means(predictions).values()
+    return sum(scores) / len(scores)
 
 
 def _folder(source: str, terminal: Terminal, name: str) -> Path:
@@ -165,11 +162,16 @@ def _items(
     limit: int | None,
 ) -> list[Manifest]:
     """The run's own items, or those of the named tasks and probes."""
+    from ift.data.items import first_of_each
+
     frozen = Path(model) / "prepare" / "items.jsonl"
     if not tasks and probes == "default" and frozen.is_file():
         items = storage.read_jsonl(frozen)
         terminal.note(f"the frozen items of the run, {len(items):,}; name --tasks or --probes to ask others")
-        return _limited(items, limit)
+        if limit is None:
+            return items
+        tasks_ = first_of_each([i for i in items if i["suite"] != "probe"], limit)
+        return tasks_ + [i for i in items if i["suite"] == "probe"]
     from ift.data import gather, selection
     from ift.data import items as making
     from ift.spec import DataSpec, TaskRef
@@ -211,16 +213,6 @@ def _items(
     return asked
 
 
-def _limited(items: Sequence[Manifest], limit: int | None) -> list[Manifest]:
-    seen: dict[str, int] = {}
-    kept = []
-    for item in items:
-        seen[item["name"]] = seen.get(item["name"], 0) + 1
-        if item["suite"] == "probe" or limit is None or seen[item["name"]] <= limit:
-            kept.append(item)
-    return kept
-
-
 def _predict(
     folder: Path,
     items: Sequence[Manifest],
@@ -232,19 +224,18 @@ def _predict(
     batch_tokens: int,
     base: list[Manifest] | None,
 ) -> tuple[list[Manifest], dict[str, float]]:
-    from ift.evaluate.evaluator import pool, store_of, timed, write
+    from ift.evaluate.evaluator import timed, write
 
-    dtype = "bfloat16" if resources.gpus else "float32"
     stage.status("loading the model")
     predictions, seconds = timed(
         folder,
         items,
-        **pool(resources.gpus),
+        gpus=resources.gpus,
+        dtype="bfloat16" if resources.gpus else "float32",
+        cache=storage.cache_dir(),
         batch_tokens=batch_tokens,
-        dtype=dtype,
         ranking=ranking,
         base=base,
-        store=store_of(storage.cache_dir(), folder, gpus=resources.gpus, dtype=dtype),
         progress=lambda done, total: stage.progress(done, total, "items"),
     )
     if cut := sum(p["cut"] for p in predictions):

@@ -63,19 +63,11 @@ def show(
     console = widened(console)
     cache = storage.cache_dir()
     chosen = selection.select(spec.tasks, spec.mixture, folders=spec.task_folders)
-    split = spec.data.split
     with console.status("reading the rows"):
         gathered = gather.gather(
             chosen,
             cache=cache,
-            train=split.train,
-            validation=split.validation,
-            test=split.test,
-            balanced=spec.data.balanced,
-            max_bad_rows=spec.data.max_bad_rows,
-            seed=spec.seed,
-            deduplicate=spec.data.deduplicate,
-            decontaminate=spec.data.decontaminate,
+            **gather.settings_of(spec),
             probes=probes.asked(spec.evaluate.probes),
         )
     with console.status("reading the model's tokenizer"):

@@ -51,19 +51,19 @@ def run(spec: Spec, folder: Path, terminal: Terminal) -> Manifest:
     job.check()  # what is wrong is found here, before a cluster or a run in MLflow exists
     with tracked(job), ExitStack() as further:
         _work(job)
-        jobs = [job]
-        if other := _second(job):
+        jobs, summaries = [job], [summary_of(spec, folder)]
+        if other := _second(job, summaries[0]):
             further.enter_context(tracked(other, parent=job))
             _work(other)
             jobs.append(other)
-        summaries = [summary_of(each.spec, each.folder) for each in jobs]
+            summaries.append(summary_of(other.spec, other.folder))
         chosen = min(range(len(jobs)), key=lambda i: _rank(summaries[i]))
         more: Manifest = {}
         if len(jobs) > 1:
             more["attempts"] = [{**_attempt(s), "chosen": i == chosen} for i, s in enumerate(summaries)]
         if spec.evaluate.shots:
             more["prompting"] = prompting_of(folder, {"tuned": jobs[chosen].folder})
-        summary = jobs[chosen].register(folder, more)
+        summary = jobs[chosen].register(folder, {**summaries[chosen], **more})
     terminal.summary(summary)
     return summary
 
@@ -167,11 +167,11 @@ def tracked(job: Job, parent: Job | None = None) -> Iterator[None]:
 # ── a second run, where the first forgot too much ──
 
 
-def _second(job: Job) -> Job | None:
-    """The run that may forget less, as `forgetting.on_breach` has it; None where none is asked for or due."""
+def _second(job: Job, found: Manifest) -> Job | None:
+    """The run that may forget less than what was `found` of the first; None where none is asked for or due."""
     from ift.tracking import gate
 
-    policy, found = job.spec.forgetting.on_breach, summary_of(job.spec, job.folder)
+    policy = job.spec.forgetting.on_breach
     if policy not in ("replay", "lora") or not gate.breached(found["gate"]):
         return None
     if policy == "lora" and found["train"]["method"] == "lora":

@@ -29,7 +29,7 @@ from ift.errors import IftError
 from ift.memory import PeakMemory
 from ift.models.adapters import Adapter
 from ift.spec import Spec
-from ift.summary import done, numbers_of, predictions_of, shown, summary_of, tags_of
+from ift.summary import done, means, numbers_of, predictions_of, shown, tags_of
 
 Manifest = dict[str, Any]
 _CHOSEN = (
@@ -147,21 +147,13 @@ class Job:
     @cached_property
     def gathered(self) -> Any:
         """Every task's rows, read and split."""
-        from ift.data.gather import gather
+        from ift.data.gather import gather, settings_of
 
-        spec, split = self.spec, self.spec.data.split
         with self.terminal.stage("rows") as stage:
             gathered = gather(
                 self.selection,
                 cache=self.cache,
-                train=split.train,
-                validation=split.validation,
-                test=split.test,
-                balanced=spec.data.balanced,
-                max_bad_rows=spec.data.max_bad_rows,
-                seed=spec.seed,
-                deduplicate=spec.data.deduplicate,
-                decontaminate=spec.data.decontaminate,
+                **settings_of(self.spec),
                 probes=self.probes,
                 progress=_megabytes(stage),
                 counting=lambda done, total: stage.progress(done, total, "rows"),
@@ -279,19 +271,18 @@ class Job:
         base: list[Manifest] | None = None,
     ) -> tuple[list[Manifest], list[float]]:
         """Predictions of `items`, and the seconds that each took."""
-        from ift.evaluate.evaluator import pool, store_of, timed
+        from ift.evaluate.evaluator import timed
 
         stage.status("loading the model")
-        dtype = self.precision(resources)[1]
         predictions, seconds = timed(
             model_dir,
             items,
-            **pool(resources.gpus),
+            gpus=resources.gpus,
+            dtype=self.precision(resources)[1],
+            cache=self.cache,
             batch_tokens=self.spec.evaluate.batch_tokens,
-            dtype=dtype,
             ranking=self.spec.evaluate.ranking,
             base=base,
-            store=store_of(self.cache, model_dir, gpus=resources.gpus, dtype=dtype),
             progress=lambda done, total: stage.progress(done, total, "items"),
         )
         if cut := sum(prediction["cut"] for prediction in predictions):
@@ -576,6 +567,7 @@ class Job:
 
         With it the gain of the tasks, on validation items. What is in the file is not asked again.
         """
+        from ift.data.items import first_of_each
         from ift.evaluate import forgetting
 
         path = self.folder / "looks.jsonl"
@@ -630,16 +622,15 @@ class Job:
             store=store_of(self.cache, model_dir, gpus=int(spare_gpu), dtype=dtype),
         )
 
-    def register(self, into: Path, more: Mapping[str, Any]) -> Manifest:
-        """The gate, the card, MLflow, the report; the summary, with `more` in it, goes to the folder `into`.
+    def register(self, into: Path, summary: Manifest) -> Manifest:
+        """The gate, the card, MLflow, the report; the `summary` of this run goes to the folder `into`, completed.
 
         Without MLflow the run is whole all the same.
         """
         from ift.models import adapters
         from ift.tracking import gate, registry
 
-        spec, summary = self.spec, {**summary_of(self.spec, self.folder), **more}
-        summary["report"] = str(into / "report.html")
+        spec, summary = self.spec, {**summary, "report": str(into / "report.html")}
         promotable = spec.forgetting.on_breach == "warn" or not gate.breached(summary["gate"])
         alias = "candidate" if promotable else None
         with self.terminal.stage("register") as stage:
@@ -715,25 +706,6 @@ def _by_section(defaults: Mapping[str, Any]) -> list[tuple[str, str]]:
         for section, values in lines.items()
     ]
     return [("" if i else "defaults", text) for i, text in enumerate(words)]
-
-
-def first_of_each(items: Sequence[Manifest], count: int) -> list[Manifest]:
-    """The first `count` items of each task and probe."""
-    seen: Counter[str] = Counter()
-    kept = []
-    for item in items:
-        seen[item["name"]] += 1
-        if seen[item["name"]] <= count:
-            kept.append(item)
-    return kept
-
-
-def means(predictions: list[Manifest]) -> dict[str, float]:
-    """The mean score of each task and probe."""
-    scores: dict[str, list[float]] = {}
-    for prediction in predictions:
-        scores.setdefault(prediction["name"], []).append(prediction["score"])
-    return {name: sum(values) / len(values) for name, values in scores.items()}
 
 
 def _few(names: list[str], count: int = 8) -> str:

@@ -7,7 +7,7 @@ Out: `summary.json`'s content, the same as MLflow's metrics and tags.
 """
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,14 @@ def prompting_of(folder: Path, tuned: Mapping[str, Path]) -> list[Manifest]:
     tokens = {name: int((done(of, "prepare") or {}).get("tokens", 0)) for name, of in tuned.items()}
     context = base.context_length(next(iter(tuned.values())) / "model")
     return compare(ways, context=context, trained_tokens=tokens)
+
+
+def means(predictions: Sequence[Manifest]) -> dict[str, float]:
+    """The mean score of each task and probe."""
+    scores: dict[str, list[float]] = {}
+    for prediction in predictions:
+        scores.setdefault(prediction["name"], []).append(prediction["score"])
+    return {name: sum(values) / len(values) for name, values in scores.items()}
 
 
 def numbers_of(summary: Manifest) -> dict[str, float]:

@@ -30,6 +30,7 @@ from ift.data.examples import Examples, Pool, contents_of, examples_of, texts_of
 from ift.data.selection import Selection
 from ift.data.sources import Progress
 from ift.errors import IftError
+from ift.spec import Spec
 from ift.tasks.probes import Probe
 from ift.tasks.task import SPLITS, Task
 
@@ -78,6 +79,21 @@ class Gathered:
     def commits(self) -> dict[str, str]:
         """The commits of hub data sets, by task."""
         return {name: examples.commit for name, examples in self.examples.items() if examples.commit}
+
+
+def settings_of(spec: Spec) -> dict[str, Any]:
+    """How a spec would have its rows read and split, as `gather` takes it."""
+    data, split = spec.data, spec.data.split
+    return {
+        "train": split.train,
+        "validation": split.validation,
+        "test": split.test,
+        "balanced": data.balanced,
+        "max_bad_rows": data.max_bad_rows,
+        "seed": spec.seed,
+        "deduplicate": data.deduplicate,
+        "decontaminate": data.decontaminate,
+    }
 
 
 def gather(

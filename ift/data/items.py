@@ -7,6 +7,7 @@ Out: items as plain values that `evaluate` understands.
     # [{"suite": "task", "name": "trec", "kind": "multiple_choice", "prompt": "…", …}, …]
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -116,3 +117,14 @@ def _blank(task: Task, example: Example) -> dict[str, Any]:
 def shown_options(options: float | None) -> bool | None:
     """Whether items show their options: as training always (1) or never (0) does, else as templates say."""
     return bool(options) if options in (0, 1) else None
+
+
+def first_of_each(items: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The first `count` items of each task and probe."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for item in items:
+        seen[item["name"]] += 1
+        if seen[item["name"]] <= count:
+            kept.append(item)
+    return kept

@@ -36,6 +36,7 @@ from ift.evaluate.store import Store
 from ift.prompts.chat import Tokenizer, encode_completion, encode_prompt, end_of_turn
 from ift.tasks.checks import check
 from ift.tasks.metrics import grade
+from ift.tasks.scores import chance
 
 Item = Mapping[str, Any]
 Prediction = dict[str, Any]
@@ -126,14 +127,17 @@ def evaluate(
     return [predictions[i] for i in range(len(items))]
 
 
-def timed(model_dir: Path, items: Sequence[Item], **how: Any) -> tuple[list[Prediction], list[float]]:
-    """`evaluate`, and the seconds that each item took: its share of its batch."""
+def timed(
+    model_dir: Path, items: Sequence[Item], *, gpus: int, dtype: str, cache: Path, **how: Any
+) -> tuple[list[Prediction], list[float]]:
+    """`evaluate` on all that is here, with what `cache` keeps; and each item's seconds, its share of its batch."""
     seconds = [0.0] * len(items)
 
     def took(group: Sequence[int], spent: float) -> None:
         for i in group:
             seconds[i] = spent / len(group)
 
+    how |= {**pool(gpus), "dtype": dtype, "store": store_of(cache, model_dir, gpus=gpus, dtype=dtype)}
     return evaluate(model_dir, items, took=took, **how), seconds
 
 
@@ -357,7 +361,7 @@ def _prediction(
         "predicted": predicted,
         "label": label,
         "score": score,
-        "chance": 1 / len(item["choices"]) if item["kind"] == "multiple_choice" else 0.0,
+        "chance": chance(item["kind"], [len(item["choices"])]) or 0.0,
         "prompt_tokens": spent[0],
         "new_tokens": spent[1],
         "detail": json.dumps(detail),

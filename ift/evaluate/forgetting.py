@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ift.evaluate.statistics import RESAMPLES, Interval, holm, interval, p_of_drop
-from ift.tasks.scores import over_items
+from ift.tasks import scores
 
 _METRICS = {"multiple_choice": "accuracy", "reference": "nats a token", "generation": "rules kept"}
 
@@ -88,7 +88,7 @@ def _also(
         kind, metric = predictions[0].get("task_kind") or "", predictions[0]["metric"] or ""
         if kind:
             outputs, references = ([p[key] or "" for p in predictions] for key in ("predicted", "label"))
-            for name, value in over_items(kind, metric, outputs, references).items():
+            for name, value in scores.over_items(kind, metric, outputs, references).items():
                 found.setdefault(name, {})[side] = value
     return found
 
@@ -155,10 +155,10 @@ def summary(probes: Sequence[Mapping[str, Any]], *, breach: bool) -> dict[str, A
 
 
 def normalised(score: float, chance: float) -> float:
-    """`score` with guessing as 0 and all right as 1: `(score - chance) / (1 - chance)` (FLAN: Wei et al. 2022,
-    arXiv 2109.01652, as a share). Guessing that is always right leaves nothing to measure: 0.
+    """`score` with guessing as 0 and all right as 1 (scores.py). Guessing that is always right leaves nothing to
+    measure: 0.
     """
-    return float((score - chance) / (1 - chance)) if chance < 1 else 0.0
+    return float(scores.normalised(score, chance)) if chance < 1 else 0.0
 
 
 def backward_transfer(scores: Sequence[Sequence[float]]) -> float:

@@ -19,6 +19,7 @@ from typing import Any
 
 from ift.errors import IftError, nearest
 from ift.evaluate.store import Store
+from ift.tasks.scores import chance
 
 Prediction = dict[str, Any]
 _SCORES = ("acc_norm", "acc", "exact_match", "f1")  # of an item, from 0 to 1
@@ -126,7 +127,7 @@ def _prediction(name: str, sample: Mapping[str, Any]) -> Prediction:
         "predicted": "",
         "label": str(sample.get("target", "")),
         "score": float(sample[metric]),
-        "chance": 1 / choices if choices else 0.0,
+        "chance": chance("multiple_choice", [choices]) if choices else 0.0,
         "prompt_tokens": 0,
         "new_tokens": 0,
         "detail": json.dumps(responses if choices else None, default=str),

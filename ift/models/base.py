@@ -17,6 +17,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,13 @@ def _content(path: Path) -> str:
         settings = json.loads(path.read_text(encoding="utf-8"))
         settings.pop("base_model_name_or_path", None)
         return json.dumps(settings, sort_keys=True)
+    state = path.stat()
+    return _hashed(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _hashed(path: Path, size: int, changed: int) -> str:
+    """The digest of a file's content, read once while its `size` and the time it `changed` stay as they are."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -330,6 +330,11 @@ class Worker:
                 f"{seen} packs were trained on in steps {first + 1} to {self.done}; the stream has {ended - begun}"
             )
 
+    @property
+    def _chosen(self) -> int | None:
+        """The step whose weights come out; None where the last ones do."""
+        return self.best.step or (self.budget.within if self.spent else None)
+
     def _take_best(self) -> None:
         """Go back to the weights of the best validation, or of the last look within the budget, unless these are."""
         if self.best.by is None and self.budget.limit is None:
@@ -338,7 +343,7 @@ class Worker:
         self._take_look()
         self.writer.close()
         torch.distributed.barrier()
-        step = self.best.step or (self.budget.within if self.spent else None)
+        step = self._chosen
         self.tell(kind="best", step=step)
         if step is None or step == self.done:
             return
@@ -378,7 +383,7 @@ class Worker:
             "dtype": str(self.job.dtype).removeprefix("torch."),
             "resumed_at": first,
             "steps": self.done,
-            "best_step": self.best.step or (self.budget.within if self.spent else None),
+            "best_step": self._chosen,
             "world": self.world,
             "attention": self.attention,
             "waited_for_checkpoints_s": self.waited,
