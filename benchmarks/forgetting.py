@@ -27,14 +27,15 @@ from ift.summary import done, predictions_of, prompting_of
 
 _HOUSE = Path(__file__).resolve().parents[1]
 _JOB = _HOUSE / "jobs" / "experiments" / "forgetting.yaml"
-_FIVE = "rotten_tomatoes, imdb, vader_snippets, tweet_entities, chatterbot"  # all that packages carry
+_SIX = "rotten_tomatoes, imdb, vader_snippets, tweet_entities, capitals, chatterbot"  # all that packages carry
 _TASK = "rotten_tomatoes"
 _WAYS = {
     "one task": [],
     "one task, 5 % replay": ["mixture.replay={share: 0.05, tasks: [chatterbot]}"],
-    "mixture of five tasks": [f"tasks=[{_FIVE}]", "mixture.rule=equal"],
+    "mixture of six tasks": [f"tasks=[{_SIX}]", "mixture.rule=equal"],
     # LoRA wants about ten times the learning rate (Schulman et al. 2025, LoRA without regret)
     "one task, LoRA": ["train.method=lora", "train.learning_rate=5.0e-4"],
+    "one task, LoRA, lower rate": ["train.method=lora", "train.learning_rate=1.0e-4"],
 }
 _ONE = next(iter(_WAYS))
 
