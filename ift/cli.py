@@ -260,6 +260,13 @@ def inspect(
     help="How choices are ranked.",
 )
 @click.option(
+    "--engine",
+    type=click.Choice(["transformers", "vllm"]),
+    default="transformers",
+    show_default=True,
+    help="What writes answers; vllm on GPUs.",
+)
+@click.option(
     "--allow-code", is_flag=True, help="Run code that the model wrote, where a task is graded by it."
 )
 @click.option(
@@ -275,6 +282,7 @@ def evaluate(
     against: str | None,
     limit: int,
     ranking: str,
+    engine: str,
     allow_code: bool,
     max_drop: float,
     folders: Sequence[str],
@@ -302,6 +310,7 @@ def evaluate(
             against=against,
             limit=limit,
             ranking=ranking,
+            engine=engine,
             allow_code=allow_code,
             max_drop=max_drop,
             address=address,

@@ -33,6 +33,7 @@ def evaluate(
     against: str | None = None,
     limit: int | None = None,
     ranking: str = "length",
+    engine: str = "transformers",
     allow_code: bool = False,
     batch_tokens: int = 4096,
     max_drop: float = 0.05,
@@ -63,6 +64,7 @@ def evaluate(
                     resources,
                     stage,
                     ranking=ranking,
+                    engine=engine,
                     batch_tokens=batch_tokens,
                     base=predictions.get("against"),
                 )
@@ -71,6 +73,7 @@ def evaluate(
         "against": against,
         "items": len(items),
         "ranking": ranking,
+        "engine": engine,
         "seconds_an_item": seconds,
         **_compared(predictions, max_drop),
     }
@@ -125,6 +128,7 @@ def transfer(
                     resources,
                     stage,
                     ranking="length",
+                    engine="transformers",
                     batch_tokens=batch_tokens,
                     base=None,
                 )
@@ -221,6 +225,7 @@ def _predict(
     stage: Stage,
     *,
     ranking: str,
+    engine: str,
     batch_tokens: int,
     base: list[Manifest] | None,
 ) -> tuple[list[Manifest], dict[str, float]]:
@@ -235,6 +240,7 @@ def _predict(
         cache=storage.cache_dir(),
         batch_tokens=batch_tokens,
         ranking=ranking,
+        engine=engine,
         base=base,
         progress=lambda done, total: stage.progress(done, total, "items"),
     )

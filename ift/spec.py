@@ -359,6 +359,10 @@ class EvaluateSpec(Strict):
         description="length, raw or unconditional: choices are ranked by their log-likelihood a token, as a whole, "
         "or less what they have without the question",
     )
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers",
+        description="transformers or vllm: what writes the answers; vllm on GPUs, where it is installed",
+    )
     allow_code: bool = Field(
         False, description="true or false: run code that the model wrote, for tasks with the metric `code`"
     )

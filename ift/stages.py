@@ -137,6 +137,12 @@ class Job:
             from ift.evaluate import harness
 
             harness.check(spec.evaluate.harness)
+        if spec.evaluate.engine == "vllm":
+            from ift.evaluate import with_vllm
+            from ift.models import base
+
+            # whether there are GPUs, the cluster knows
+            with_vllm.check(gpus=1, encoder_decoder=base.is_encoder_decoder(self.model_dir))
         if any(task.metric == "code" for task in self.selection.tasks.values()):
             from ift.tasks import code
 
@@ -282,6 +288,7 @@ class Job:
             cache=self.cache,
             batch_tokens=self.spec.evaluate.batch_tokens,
             ranking=self.spec.evaluate.ranking,
+            engine=self.spec.evaluate.engine,
             base=base,
             progress=lambda done, total: stage.progress(done, total, "items"),
         )

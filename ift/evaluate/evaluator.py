@@ -26,9 +26,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ift.evaluate import with_vllm
 from ift.evaluate.context import fitting
 from ift.evaluate.generate import generate
 from ift.evaluate.score import Tree, score
@@ -55,6 +57,7 @@ def evaluate(
     batch_tokens: int,
     dtype: str = "float32",
     ranking: str = "length",
+    engine: str = "transformers",
     base: Sequence[Mapping[str, Any]] | None = None,
     store: Store | None = None,
     progress: Callable[[int, int | None], None] | None = None,
@@ -62,10 +65,11 @@ def evaluate(
 ) -> list[Prediction]:
     """Predict and grade every item with a Ray Data pool of `actors`, each with a copy of the model.
 
-    `base` are the base model's predictions of the same items, for the rules that compare with its answers. What
-    `store` has is not computed again, and what is computed goes there batch by batch. A prompt over the model's context
-    loses its beginning, and its prediction says so (`cut`). `took` hears of each batch:
-    its items' numbers and the seconds that they took when they were computed.
+    `engine` writes the answers of generations: transformers, or vllm on GPUs. `base` are the base model's predictions
+    of the same items, for the rules that compare with its answers. What `store` has is not computed again, and what
+    is computed goes there batch by batch. A prompt over the model's context loses its beginning, and its prediction
+    says so (`cut`). `took` hears of each batch: its items' numbers and the seconds that they took when they were
+    computed.
     """
     import pyarrow as pa
     import ray.data
@@ -82,7 +86,9 @@ def evaluate(
             {**item, "base": b["output"]} if "length_of_base" in (item["check"] or ()) else item
             for item, b in zip(items, base, strict=True)
         ]
-    groups = batches(tokenizer, items, batch_tokens, encoder_decoder=encoder_decoder)
+    if vllm := engine == "vllm":
+        with_vllm.check(gpus=gpus, encoder_decoder=encoder_decoder)
+    groups = batches(tokenizer, items, batch_tokens, encoder_decoder=encoder_decoder, vllm=vllm)
     predictions: dict[int, Prediction] = {}
 
     def arrived(group: Sequence[int], made: Sequence[Prediction], seconds: float) -> None:
@@ -98,11 +104,15 @@ def evaluate(
             arrived(group, *kept)
         else:
             left.append(group)
-    if left:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+    by_engine: dict[str, list[list[int]]] = {}
+    for group in left:
+        written = items[group[0]]["kind"] == "generation"
+        by_engine.setdefault(engine if written else "transformers", []).append(group)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name, of_engine in by_engine.items():  # one after the other: each fills its GPU
         rows = [
-            pa.table({"batch": [json.dumps([n, [items[i] for i in group]])]}) for n, group in enumerate(left)
+            pa.table({"batch": [json.dumps([n, [items[i] for i in group]])]})
+            for n, group in enumerate(of_engine)
         ]
         answers = ray.data.from_arrow(rows).map_batches(
             Predictor,
@@ -113,22 +123,31 @@ def evaluate(
                 "dtype": dtype,
                 "threads": threads,
                 "gpu": bool(gpus),
+                "engine": name,
             },
-            compute=ray.data.ActorPoolStrategy(size=min(actors, len(left))),
+            compute=ray.data.ActorPoolStrategy(size=min(actors, len(of_engine))),
             num_cpus=1,
             num_gpus=1 if gpus else 0,
         )
         for row in answers.iter_rows():
             number, made, seconds = json.loads(row["predictions"])
+            group = of_engine[number]
             if store:
-                store.put([items[i] for i in left[number]], made, seconds=seconds)
-            arrived(left[number], made, seconds)
+                store.put([items[i] for i in group], made, seconds=seconds)
+            arrived(group, made, seconds)
     assert len(predictions) == len(items), f"{len(predictions)} predictions for {len(items)} items"
     return [predictions[i] for i in range(len(items))]
 
 
 def timed(
-    model_dir: Path, items: Sequence[Item], *, gpus: int, dtype: str, cache: Path, **how: Any
+    model_dir: Path,
+    items: Sequence[Item],
+    *,
+    gpus: int,
+    dtype: str,
+    cache: Path,
+    engine: str = "transformers",
+    **how: Any,
 ) -> tuple[list[Prediction], list[float]]:
     """`evaluate` on all that is here, with what `cache` keeps; and each item's seconds, its share of its batch."""
     seconds = [0.0] * len(items)
@@ -137,7 +156,8 @@ def timed(
         for i in group:
             seconds[i] = spent / len(group)
 
-    how |= {**pool(gpus), "dtype": dtype, "store": store_of(cache, model_dir, gpus=gpus, dtype=dtype)}
+    store = store_of(cache, model_dir, gpus=gpus, dtype=dtype, engine=engine)
+    how |= {**pool(gpus), "dtype": dtype, "engine": engine, "store": store}
     return evaluate(model_dir, items, took=took, **how), seconds
 
 
@@ -161,21 +181,30 @@ def pool(gpus: int) -> dict[str, int]:
     return {"actors": actors, "gpus": gpus, "threads": max(1, cores // actors)}
 
 
-def store_of(cache: Path, model_dir: Path, *, gpus: int, dtype: str) -> Store:
+def store_of(cache: Path, model_dir: Path, *, gpus: int, dtype: str, engine: str = "transformers") -> Store:
     """Where predictions of the model in `model_dir`, run in this way, are kept."""
+    from importlib import metadata
+
     from ift.models.base import digest
 
     device = "gpu" if gpus else f"cpu, {pool(0)['threads']} threads"
+    if engine == "vllm":
+        device += f", vllm {metadata.version('vllm')}"
     return Store(cache, model=digest(model_dir), dtype=dtype, device=device)
 
 
 def batches(
-    tokenizer: Tokenizer, items: Sequence[Item], batch_tokens: int, *, encoder_decoder: bool = False
+    tokenizer: Tokenizer,
+    items: Sequence[Item],
+    batch_tokens: int,
+    *,
+    encoder_decoder: bool = False,
+    vllm: bool = False,
 ) -> list[list[int]]:
     """Numbers of items that go through the model together: of one task, of like length, costly ones first.
 
-    Items whose prompts begin alike (`context`, the solved examples before the question) stay together too: what a
-    batch shares is computed once.
+    With `vllm`, which makes batches of its own, generations go to it by the thousand. Items whose prompts begin alike
+    (`context`, the solved examples before the question) stay together too: what a batch shares is computed once.
     """
     lengths = [_length(tokenizer, item, encoder_decoder) for item in items]
     alike: dict[tuple[Any, ...], list[int]] = {}
@@ -185,8 +214,11 @@ def batches(
     groups: list[list[int]] = []
     for numbers in alike.values():
         group: list[int] = []
+        whole = vllm and items[numbers[0]]["kind"] == "generation"
+        rows = with_vllm.ROWS if whole else _ROWS
         for i in sorted(numbers, key=lambda i: (-lengths[i], i)):
-            if group and (len(group) == _ROWS or (len(group) + 1) * lengths[group[0]] > batch_tokens):
+            too_long = not whole and (len(group) + 1) * lengths[group[0] if group else i] > batch_tokens
+            if group and (len(group) == rows or too_long):
                 groups.append(group)
                 group = []
             group.append(i)
@@ -219,9 +251,11 @@ def _tree(tokenizer: Tokenizer, item: Item, encoder_decoder: bool) -> Tree:
 
 
 class Predictor:
-    """One actor of the pool: a model, a tokenizer, and batches of items."""
+    """One actor of the pool: a model, a tokenizer, and batches of items; with vllm, of generations only."""
 
-    def __init__(self, model_dir: str, dtype: str, threads: int, gpu: bool) -> None:
+    def __init__(
+        self, model_dir: str, dtype: str, threads: int, gpu: bool, engine: str = "transformers"
+    ) -> None:
         import torch
 
         from ift.models.base import load_model, load_tokenizer
@@ -229,7 +263,14 @@ class Predictor:
         if not gpu:
             torch.set_num_threads(threads)
         self.tokenizer = load_tokenizer(Path(model_dir))
+        if engine == "vllm":
+            self.answer, self.encoder_decoder = with_vllm.engine(Path(model_dir), dtype=dtype), False
+            return
         self.model = load_model(Path(model_dir), dtype=dtype, device="cuda" if gpu else "cpu")
+        self.answer, self.encoder_decoder = (
+            partial(generate, self.model),
+            self.model.config.is_encoder_decoder,
+        )
 
     def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
@@ -243,8 +284,11 @@ class Predictor:
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
         """The predictions of items that are all generations, or none of which is one."""
-        predict = predict_generations if items[0]["kind"] == "generation" else predict_likelihoods
-        return predict(self.model, self.tokenizer, items)
+        if items[0]["kind"] == "generation":
+            return predict_generations(
+                self.answer, self.tokenizer, items, encoder_decoder=self.encoder_decoder
+            )
+        return predict_likelihoods(self.model, self.tokenizer, items)
 
 
 def predict_likelihoods(model: Any, tokenizer: Tokenizer, items: Sequence[Item]) -> list[Prediction]:
@@ -305,11 +349,15 @@ def _unconditional(model: Any, tokenizer: Tokenizer, items: Sequence[Item]) -> d
     }
 
 
-def predict_generations(model: Any, tokenizer: Tokenizer, items: Sequence[Item]) -> list[Prediction]:
-    """Greedy answers, graded by the item's rules, or by its task's metric against the reference."""
-    prompts = [_prompt(tokenizer, item, model.config.is_encoder_decoder) for item in items]
-    answers = generate(
-        model,
+def predict_generations(
+    answer: with_vllm.Answer, tokenizer: Tokenizer, items: Sequence[Item], *, encoder_decoder: bool = False
+) -> list[Prediction]:
+    """Greedy answers, graded by the item's rules, or by its task's metric against the reference.
+
+    `answer` is `generate` of a model, or vLLM's like.
+    """
+    prompts = [_prompt(tokenizer, item, encoder_decoder) for item in items]
+    answers = answer(
         prompts,
         max_new_tokens=items[0]["max_new_tokens"],
         stop=sorted({end_of_turn(tokenizer), tokenizer.eos_token_id} - {None}),

@@ -1,6 +1,7 @@
 """Encoder–decoders: scores and answers of a batch are those of each prompt alone."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +137,14 @@ def items(kind: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kind", ["multiple_choice", "reference", "generation"])
 def test_predictions_do_not_depend_on_the_batch(t5: Path, model: Any, kind: str) -> None:
     tokenizer, asked = base.load_tokenizer(t5), items(kind)
-    predict = predict_generations if kind == "generation" else predict_likelihoods
-    together = predict(model, tokenizer, asked)
-    alone = [predict(model, tokenizer, [item])[0] for item in asked]
+
+    def predict(these: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if kind != "generation":
+            return predict_likelihoods(model, tokenizer, these)
+        return predict_generations(partial(generate, model), tokenizer, these, encoder_decoder=True)
+
+    together = predict(asked)
+    alone = [predict([item])[0] for item in asked]
     assert [p["output"] for p in together] == [p["output"] for p in alone]
     assert [p["score"] for p in together] == pytest.approx([p["score"] for p in alone], abs=1e-4)
     if kind == "reference":  # transformers' own loss of both texts, as its tokenizer makes them

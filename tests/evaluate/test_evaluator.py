@@ -199,10 +199,9 @@ def test_a_reference_is_scored_by_its_loss_with_the_end_of_the_turn(model: Any, 
 
 
 def test_generations_are_graded_by_rule_by_match_or_by_the_bases_length(
-    model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    tiny_tokenizer: Any,
 ) -> None:
     answer = encode_completion(tiny_tokenizer, "Good film")[:-1]
-    monkeypatch.setattr(evaluator, "generate", lambda model, prompts, **_: [answer for _ in prompts])
     length = {"length_of_base": 0.5}
     items = [
         make("generation", 0, "the", check={"max_words": 2}, max_new_tokens=8),
@@ -213,7 +212,7 @@ def test_generations_are_graded_by_rule_by_match_or_by_the_bases_length(
         make("generation", 5, "the", check=length, max_new_tokens=8, base="a film of four"),
         make("generation", 6, "the", check=length, max_new_tokens=8, base="a film of five words"),
     ]
-    predictions = predict_generations(model, tiny_tokenizer, items)
+    predictions = predict_generations(lambda prompts, **_: [answer for _ in prompts], tiny_tokenizer, items)
     assert [p["score"] for p in predictions] == [1, 0, 1, 0, 1, 1, 0]
     assert {p["output"] for p in predictions} == {"Good film"}
     assert json.loads(predictions[1]["detail"]) == ["2 words, at least 5 wanted"]
@@ -231,15 +230,14 @@ def test_a_model_without_a_chat_template_is_asked_all_the_same(tmp_path: Path) -
 
 
 def test_an_answer_without_a_word_is_kept_and_scores_nothing(
-    model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    tiny_tokenizer: Any,
 ) -> None:
-    monkeypatch.setattr(evaluator, "generate", lambda model, prompts, **_: [[] for _ in prompts])
     items = [
         make("generation", 0, "the", check={"max_words": 2}, max_new_tokens=8),
         make("generation", 1, "the", reference="good film", metric="rouge_l", max_new_tokens=8),
         make("generation", 2, "the", reference="good film", metric="exact_match", max_new_tokens=8),
     ]
-    found = predict_generations(model, tiny_tokenizer, items)
+    found = predict_generations(lambda prompts, **_: [[] for _ in prompts], tiny_tokenizer, items)
     assert [(p["output"], p["score"], p["new_tokens"]) for p in found] == [("", 0.0, 0)] * 3
 
 
