@@ -136,7 +136,7 @@ class Nodes:
         ask = (
             "import json, ray; ray.init(log_to_driver=False, logging_level='error'); alive = "
             "[{'id': n['NodeID'], 'address': n['NodeManagerAddress']} for n in ray.nodes() if n['Alive']]; "
-            "print(json.dumps(alive))"
+            "print('nodes', json.dumps(alive))"
         )
         done = subprocess.run(
             ["ip", "netns", "exec", self.names[0], sys.executable, "-c", ask],
@@ -146,7 +146,9 @@ class Nodes:
             check=False,
             timeout=180,
         )
-        found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else []
+        # Ray logs among it; where Ray is not up yet there is no such line
+        told = [line for line in done.stdout.splitlines() if line.startswith("nodes ")]
+        found: list[dict[str, Any]] = json.loads(told[-1].removeprefix("nodes ")) if told else []
         return found
 
     def wait_for_nodes(self, count: int) -> None:
