@@ -99,7 +99,7 @@ def _at_work(
     """`work(spec, folder, terminal)`, with words for how it ended where that is not well."""
     from ift import spec as specs
     from ift.console import own_terminal
-    from ift.tracking.run import resolve_uri
+    from ift.tracking.client import resolve_uri
 
     loaded = specs.load(spec, overrides)
     folder = (output or Path("runs") / loaded.name).absolute()

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from ift.errors import IftError
-from ift.tracking.run import resolve_uri
+from ift.tracking.client import resolve_uri
 
 
 def serve(uri: str, *, host: str, port: int) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ift.errors import IftError
 from ift.models import adapters
-from ift.tracking.run import mlflow_client, patience, reason, without_secrets
+from ift.tracking.client import mlflow_client, patience, reason, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -8,77 +8,26 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import MlflowServer, free_port, mlflow_server, until
 
 from ift.errors import IftError
-from ift.tracking.run import Tracker, flatten, mlflow_client, patience, resolve_uri, without_secrets
-
-
-class Server:
-    """A real MLflow server of our own on a loopback port."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.folder, self.process = folder, None
-        self.uri = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        if self.process is not None:
-            return
-        options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        options += ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
-        options += ["--artifacts-destination", str(self.folder / "artifacts")]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *options],
-            cwd=self.folder,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=(self.folder / "server.log").open("a"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        until(lambda: answers(self.port), 120)
-
-    def signal(self, number: signal.Signals) -> None:
-        os.killpg(self.process.pid, number)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.signal(signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
-def answers(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), 1) as connection:
-            connection.settimeout(5)
-            connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
-            return b" 200 " in connection.recv(100)
-    except OSError:
-        return False
-
-
-def until(condition: Callable[[], Any], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
+from ift.tracking.client import mlflow_client, patience, resolve_uri, without_secrets
+from ift.tracking.run import Tracker
+from ift.tracking.values import flatten
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[MlflowServer]:
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(database, folder / "mlflow.db")
-    server = Server(folder)
-    yield server
-    server.kill()
+    with mlflow_server(folder) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +243,7 @@ def test_what_mlflow_or_the_disk_refuses_is_left_out_and_named(run_dir, uri):
 
 
 def test_only_the_refused_metric_of_a_batch_is_left_out(run_dir, uri, monkeypatch):
-    monkeypatch.setattr("ift.tracking.run._key", lambda text: text)
+    monkeypatch.setattr("ift.tracking.sender.key_of", lambda text: text)
     notices = Notices()
     tracked = tracker(run_dir, uri, notices)
     tracked.start({}, {})
@@ -371,15 +320,9 @@ def test_a_fresh_database_is_made_without_a_word_on_the_terminal(tmp_path):
 # Servers in trouble
 
 
-def closed_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def test_a_closed_port_costs_one_notice_and_no_time(run_dir):
     notices = Notices()
-    tracked = tracker(run_dir, f"http://me:hunter2@127.0.0.1:{closed_port()}", notices)
+    tracked = tracker(run_dir, f"http://me:hunter2@127.0.0.1:{free_port()}", notices)
     began = time.monotonic()
     tracked.start({"a": 1}, {})
     for step in range(200):
@@ -435,7 +378,7 @@ def test_a_server_that_accepts_and_says_nothing(run_dir):
 
 def test_a_database_that_is_not_there_is_told_at_once(run_dir):
     notices = Notices()
-    tracked = tracker(run_dir, f"postgresql://me:hunter2@127.0.0.1:{closed_port()}/mlflow", notices)
+    tracked = tracker(run_dir, f"postgresql://me:hunter2@127.0.0.1:{free_port()}/mlflow", notices)
     tracked.start({}, {})
     until(lambda: notices, 5)
     assert "does not answer (connection refused)" in notices[0]
@@ -456,7 +399,7 @@ def test_a_notice_that_fails_harms_nothing(run_dir):
     def fails(text: str) -> None:
         raise RuntimeError(text)
 
-    tracked = Tracker(run_dir, f"http://127.0.0.1:{closed_port()}", "e", "r", notify=fails, interval=0.1)
+    tracked = Tracker(run_dir, f"http://127.0.0.1:{free_port()}", "e", "r", notify=fails, interval=0.1)
     tracked.start({}, {})
     until(lambda: tracked.error)
     assert not tracked.close(timeout=0.1)
@@ -552,7 +495,7 @@ def test_resolve_uri_refuses_a_plain_folder(uri, tmp_path):
 
 
 def test_settings_of_the_user_stay_and_patience_ends(monkeypatch):
-    monkeypatch.setattr("ift.tracking.run._ours", set())
+    monkeypatch.setattr("ift.tracking.client._ours", set())
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
     mlflow_client("http://127.0.0.1:1", timeout=2.5)
