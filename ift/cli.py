@@ -378,6 +378,188 @@ def ui(uri: str, host: str, port: int) -> None:
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 
 
+_URI = click.option(
+    "--uri",
+    default="sqlite:///mlflow.db",
+    show_default=True,
+    envvar="MLFLOW_TRACKING_URI",
+    show_envvar=True,
+    help="The tracking URI of the spec.",
+)
+
+
+@cli.command(short_help="Promote a version of a model, if it passes.")
+@click.argument("name")
+@click.argument("version", metavar="VERSION")
+@click.option("--to", "alias", required=True, metavar="ALIAS", help="The alias it gets, such as champion.")
+@click.option("--max-drop", type=click.FloatRange(0, 1), help="Of a probe.  [default: as its run had it]")
+@click.option(
+    "--min-gain",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="By which a task must be above the base model.",
+)
+@click.option("--accept-licence", "accepted", multiple=True, metavar="WORD", help="Terms that you have read.")
+@click.option("--ask", is_flag=True, help="Ask the version that holds the alias the new one's items first.")
+@click.option("--address", help="With --ask: a Ray cluster's address.  [default: this machine]")
+@click.option(
+    "--override", metavar="REASON", default="", help="Promote it all the same; the reason is recorded."
+)
+@_URI
+def promote(
+    name: str,
+    version: str,
+    alias: str,
+    max_drop: float | None,
+    min_gain: float,
+    accepted: Sequence[str],
+    ask: bool,
+    address: str | None,
+    override: str,
+    uri: str,
+) -> None:
+    """Promote VERSION (a number, or an alias such as @candidate) of the model NAME, if it passes.
+
+    Compared with its base model and with the version that holds the alias, on the same items; searched for leaks,
+    missing files and licences. The decision is printed line by line.
+    """
+    from contextlib import nullcontext
+
+    from ift import promoting
+    from ift.console import Terminal, own_terminal, widened
+
+    # what Ray and the model's libraries have to say goes to a file
+    shown = own_terminal(Path("evaluations") / "asked.log") if ask else nullcontext(Terminal(widened(None)))
+    with shown as terminal:
+        promoting.promote(
+            _resolved(uri),
+            name,
+            version,
+            alias,
+            terminal=terminal,
+            max_drop=max_drop,
+            min_gain=min_gain,
+            accepted=accepted,
+            override=override,
+            ask=ask,
+            address=address,
+        )
+
+
+@cli.command(short_help="Give an alias back to the version that held it before.")
+@click.argument("name")
+@click.option("--alias", default="champion", show_default=True, help="The alias that goes back.")
+@click.option("--reason", default="", help="Why; it is recorded.")
+@_URI
+def rollback(name: str, alias: str, reason: str, uri: str) -> None:
+    """Give an alias of the model NAME back to the version that held it before."""
+    from ift import promoting
+    from ift.console import Terminal, widened
+
+    promoting.rollback(_resolved(uri), name, alias, terminal=Terminal(widened(None)), reason=reason)
+
+
+@cli.command(short_help="Check aliases that people set in MLflow's pages.")
+@click.argument("names", metavar="[NAME]…", nargs=-1)
+@click.option("--alias", "aliases", multiple=True, help="An alias to watch.  [default: champion]")
+@click.option("--enforce", is_flag=True, help="Take an alias back where the version did not pass.")
+@click.option(
+    "--every", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Seconds between looks."
+)
+@click.option("--once", is_flag=True, help="Look once; exit status 1 where something did not pass.")
+@click.option("--listen", metavar="HOST:PORT", help="Listen here for MLflow's webhooks too.")
+@click.option("--url", help="With --listen: the address by which MLflow reaches it.")
+@_URI
+def guard(
+    names: Sequence[str],
+    aliases: Sequence[str],
+    enforce: bool,
+    every: float,
+    once: bool,
+    listen: str | None,
+    url: str | None,
+    uri: str,
+) -> None:
+    """Check aliases that people set in MLflow's pages, of all models or of those named.
+
+    A version that does not pass gets a tag and a line on its page that say so; with --enforce the alias goes back.
+    Webhooks are signed with IFT_GUARD_SECRET, or with a secret made at the start.
+    """
+    from ift import promoting
+    from ift.console import Terminal, widened
+
+    passed = promoting.guard(
+        _resolved(uri),
+        aliases or ("champion",),
+        terminal=Terminal(widened(None)),
+        names=names,
+        enforce=enforce,
+        every=every,
+        once=once,
+        listen=listen,
+        url=url,
+    )
+    sys.exit(0 if passed else 1)
+
+
+@cli.group()
+def models() -> None:
+    """Registered models and their versions."""
+
+
+@models.command("list", short_help="Show the registered models.")
+@_URI
+@_JSON
+def models_list(uri: str, as_json: bool) -> None:
+    """Show the registered models."""
+    from ift import versions
+
+    versions.show_models(_resolved(uri), as_json=as_json)
+
+
+@models.command("show", short_help="Show the versions of a model, or one of them.")
+@click.argument("name")
+@click.argument("version", required=False)
+@_URI
+@_JSON
+def models_show(name: str, version: str | None, uri: str, as_json: bool) -> None:
+    """Show the versions of the model NAME and the moves of its aliases; or VERSION's card."""
+    from ift import versions
+
+    versions.show_model(_resolved(uri), name, version, as_json=as_json)
+
+
+@models.command("diff", short_help="Show what tells two versions apart.")
+@click.argument("one")
+@click.argument("other")
+@_URI
+@_JSON
+def models_diff(one: str, other: str, uri: str, as_json: bool) -> None:
+    """Show what tells two versions apart (NAME@ALIAS or NAME/NUMBER): scores, spec, data."""
+    from ift import versions
+
+    versions.diff(_resolved(uri), one, other, as_json=as_json)
+
+
+@models.command("pull", short_help="Fetch a model.")
+@click.argument("version", metavar="NAME@ALIAS")
+@click.argument("folder", type=click.Path(path_type=Path))
+@_URI
+def models_pull(version: str, folder: Path, uri: str) -> None:
+    """Fetch the model of a version (NAME@ALIAS or NAME/NUMBER) into FOLDER."""
+    from ift import versions
+
+    versions.pull(_resolved(uri), version, folder)
+
+
+def _resolved(uri: str) -> str:
+    """A tracking URI whose database, if it is a file, is there."""
+    from ift.tracking.client import existing_uri
+
+    return existing_uri(uri, Path.cwd())
+
+
 @cli.group()
 def tasks() -> None:
     """Tasks of the library and your own."""

@@ -635,6 +635,7 @@ class Job:
         Without MLflow the run is whole all the same.
         """
         from ift.models import adapters
+        from ift.tracking import card as cards
         from ift.tracking import gate, registry
 
         spec, summary = self.spec, {**summary, "report": str(into / "report.html")}
@@ -648,10 +649,11 @@ class Job:
                 "model_name": spec.registered_name,
                 "alias": alias,
             }
-            card = registry.describe({**summary, "mlflow": mlflow})
-            storage.write_text(self.folder / "model" / "README.md", registry.front_matter(summary) + card)
+            card = cards.describe({**summary, "mlflow": mlflow})
+            storage.write_text(self.folder / "model" / "README.md", cards.front_matter(summary) + card)
             if summary["train"]["method"] == "lora":
                 adapters.name_base(self.folder / "model", spec.model.source, spec.model.revision)
+            summary["files"] = _sizes(self.folder / "model")
             storage.write_json(self.folder / "model" / "ift.json", summary)
             self.tracker.log_metrics(numbers_of(summary))
             stage.status("uploading the model to MLflow")
@@ -676,6 +678,7 @@ class Job:
             summary["timings"]["total"] = sum(summary["timings"].values())
             storage.write_json(into / "summary.json", summary)
             self.write_report(into, summary)
+            self.tracker.log_artifact(self.folder / "prepare" / "items.jsonl", "prepare")
             for name in ("report.html", "summary.json", "spec.yaml"):
                 self.tracker.log_artifact(into / name)
             stage.status("waiting for MLflow")
@@ -755,6 +758,12 @@ def _left_out(manifest: Manifest, folder: Path) -> list[str]:
 def _scores_in_words(manifest: Manifest) -> str:
     shown = list(manifest["scores"].items())
     return f"{manifest['items']:,} items: " + _few([f"{name} {value:.2f}" for name, value in shown], 16)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The bytes of each file in it; of `ift.json` none, which holds these numbers itself."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "ift.json")
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 
 def _wait_for_run(tracker: Any, timeout: float = 60) -> str:

@@ -88,6 +88,10 @@ def summary_of(spec: Spec, folder: Path) -> Manifest:
         "looks": storage.read_jsonl(folder / "looks.jsonl"),
         "gate": judged,
         "licenses": prepared["licenses"],
+        "data": {
+            "decontaminate": spec.data.decontaminate,
+            "contaminated": sum(kinds.get("contaminated", 0) for kinds in prepared["dropped"].values()),
+        },
         "timings": _timings(timed),
         "peak_memory_gib": peak / storage.GIB,
         "versions": _versions(),

@@ -18,7 +18,8 @@ HOUSE = Path(__file__).resolve().parents[1] / "ift"
 # Arrows run downwards only: a section imports from the floors below its own, never from a neighbour.
 FLOORS = [
     ["cli"],
-    ["pipeline", "inspection", "looking", "chatting", "listing", "merging", "evaluating"],
+    ["versions", "reproducing"],
+    ["pipeline", "inspection", "looking", "chatting", "listing", "merging", "evaluating", "promoting"],
     ["stages"],
     ["planning", "summary"],
     ["train", "tracking"],

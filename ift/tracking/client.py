@@ -125,6 +125,19 @@ def resolve_uri(uri: str, base: Path) -> str:
     return f"{parts.scheme}:///{absolute}" + (f"?{parts.query}" if parts.query else "")
 
 
+def existing_uri(uri: str, base: Path) -> str:
+    """`resolve_uri`; raises `IftError` where it is a database file that is not there."""
+    uri = resolve_uri(uri, base)
+    path = _sqlite_path(uri)
+    if uri.startswith("sqlite") and path and not Path(path).exists():
+        raise IftError(
+            f"no tracking database at {path}",
+            wanted="the folder in which `ift run` was started, or its --uri",
+            hint="the summary at the end of a run names it",
+        )
+    return uri
+
+
 def _sqlite_path(uri: str) -> str:
     """The file of a SQLite URI, empty for a database in memory."""
     path = uri.partition("://")[2].partition("?")[0].removeprefix("/")

@@ -23,25 +23,29 @@ LEVEL = 0.05  # how often a run that forgot nothing may be accused of a drop
 
 
 def decide(
-    tasks: Sequence[Mapping[str, Any]], probes: Sequence[Mapping[str, Any]], *, max_drop: float
+    tasks: Sequence[Mapping[str, Any]],
+    probes: Sequence[Mapping[str, Any]],
+    *,
+    max_drop: float,
+    min_gain: float = 0.0,
 ) -> dict[str, Any]:
     """The verdict, the mean and the worst drop, and a line for every check."""
-    lines = [_held_out_line(t, max_drop) if t.get("held_out") else _task_line(t) for t in tasks]
+    lines = [_held_out_line(t, max_drop) if t.get("held_out") else _task_line(t, min_gain) for t in tasks]
     lines += [_probe_line(probe, max_drop) for probe in probes]
     if not tasks:
         lines.append(
-            _line("gain", "tasks", "unclear", "no task was measured: what the model gained is unknown")
+            line("gain", "tasks", "unclear", "no task was measured: what the model gained is unknown")
         )
     if not probes:
         lines.append(
-            _line("forgetting", "probes", "unclear", "forgetting was not measured: there are no probes")
+            line("forgetting", "probes", "unclear", "forgetting was not measured: there are no probes")
         )
 
     drops = [(_number(probe, "drop", "value"), str(probe["name"])) for probe in probes]
     known = [(drop, name) for drop, name in drops if drop is not None and math.isfinite(drop)]
     worst_drop, worst_probe = max(known, default=(None, None))
     return {
-        "verdict": max((line["verdict"] for line in lines), key=BEST_TO_WORST.index),
+        "verdict": worst(lines),
         "mean_drop": math.fsum(drop for drop, _ in known) / len(known) if known else None,
         "worst_drop": worst_drop,
         "worst_probe": worst_probe,
@@ -50,25 +54,53 @@ def decide(
     }
 
 
+def beside(
+    tasks: Sequence[Mapping[str, Any]], probes: Sequence[Mapping[str, Any]], *, max_drop: float
+) -> list[dict[str, str]]:
+    """A line for every check against a model that it would follow: no task may be worse, no probe by more than
+    `max_drop`."""
+    judged = [_held_out_line(task, max_drop if task.get("held_out") else 0.0) for task in tasks]
+    judged += [_probe_line(probe, max_drop) for probe in probes]
+    return [{**row, "of": "champion"} for row in judged]
+
+
+def worst(lines: Sequence[Mapping[str, str]]) -> str:
+    """The verdict of all lines together."""
+    return max((line["verdict"] for line in lines), key=BEST_TO_WORST.index)
+
+
+def line(of: str, check: str, verdict: str, detail: str) -> dict[str, str]:
+    """One check: what it is of (gain, forgetting, …), its name, its verdict, and why."""
+    return {"of": of, "check": check, "verdict": verdict, "detail": detail}
+
+
 def breached(decision: Mapping[str, Any]) -> bool:
     """Whether more was forgotten than is tolerated, and chance does not explain it."""
-    return any(line["verdict"] == "fail" and line["of"] == "forgetting" for line in decision["lines"])
+    return any(row["verdict"] == "fail" and row["of"] == "forgetting" for row in decision["lines"])
 
 
-def _task_line(task: Mapping[str, Any]) -> dict[str, str]:
+def _by(min_gain: float) -> str:
+    return f" by more than {min_gain:g}" if min_gain else ""
+
+
+def _wanted(min_gain: float) -> str:
+    return f", above {min_gain:g} wanted" if min_gain else ""
+
+
+def _task_line(task: Mapping[str, Any], min_gain: float) -> dict[str, str]:
     gain, low, high = (_number(task, "gain", key) for key in ("value", "low", "high"))
     shown = f"gain {_interval(gain, low, high)}{_items(task)}"
     if gain is None:
         verdict, detail = "unclear", "its gain was not measured"
     elif math.isnan(gain):
         verdict, detail = "fail", "its gain is not a number: the tuned model's scores are broken"
-    elif gain <= 0 or (high is not None and high <= 0):
-        verdict, detail = "fail", f"{shown}: no better than the base model"
-    elif low is not None and low > 0:
-        verdict, detail = "pass", shown
+    elif gain <= min_gain or (high is not None and high <= min_gain):
+        verdict, detail = "fail", f"{shown}: no better than the base model{_by(min_gain)}"
+    elif low is not None and low > min_gain:
+        verdict, detail = "pass", f"{shown}{_wanted(min_gain)}"
     else:
         verdict, detail = "unclear", f"{shown}: too few items to tell this gain apart from chance"
-    return _line("gain", _name("task", task), verdict, detail)
+    return line("gain", _name("task", task), verdict, detail)
 
 
 def _held_out_line(task: Mapping[str, Any], max_drop: float) -> dict[str, str]:
@@ -95,7 +127,7 @@ def _probe_line(probe: Mapping[str, Any], max_drop: float) -> dict[str, str]:
             "unclear",
             f"{shown}, at most {max_drop:g} allowed{_p(probe)}: too few items to tell this drop apart from chance",
         )
-    return _line("forgetting", _name("probe", probe), verdict, detail)
+    return line("forgetting", _name("probe", probe), verdict, detail)
 
 
 def _beyond_chance(probe: Mapping[str, Any], low: float | None) -> bool:
@@ -125,7 +157,3 @@ def _items(entry: Mapping[str, Any]) -> str:
 
 def _name(kind: str, entry: Mapping[str, Any]) -> str:
     return f"{kind} {entry['name']}" + (f" ({entry['metric']})" if entry.get("metric") else "")
-
-
-def _line(of: str, check: str, verdict: str, detail: str) -> dict[str, str]:
-    return {"of": of, "check": check, "verdict": verdict, "detail": detail}

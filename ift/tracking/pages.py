@@ -9,20 +9,14 @@ import sys
 from pathlib import Path
 
 from ift.errors import IftError
-from ift.tracking.client import resolve_uri
+from ift.tracking.client import existing_uri
 
 
 def serve(uri: str, *, host: str, port: int) -> None:
     """Serve the pages of a local store. Raises `IftError` where there is none yet, or the URI is a server's."""
     if uri.startswith(("http://", "https://")):
         raise IftError(f"{uri} is a server already", hint="open it in a browser")
-    uri = resolve_uri(uri, Path.cwd())
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise IftError(
-            f"no tracking database at {uri.removeprefix('sqlite:///')}",
-            wanted="the folder in which `ift run` was started, or its --uri",
-            hint="the summary at the end of a run names it",
-        )
+    uri = existing_uri(uri, Path.cwd())
     print(f"MLflow on http://{host}:{port} (Ctrl-C stops it): Experiments has the runs, Models the registry")
     command = [
         sys.executable,

@@ -1,29 +1,33 @@
-"""Versions in MLflow's model registry: an ordinary Hugging Face folder, and a page a person can decide from.
+"""Versions in MLflow's model registry: an ordinary Hugging Face folder each, with what its run measured.
 
-In:  a run's id, the exported model's folder, the run's summary.
-Out: a version of the registered model, with its card, its tags and the alias `candidate`.
+In:  a run's id, the exported model's folder, its card and tags; later a name and a version, or an alias.
+Out: a version of the registered model, with the alias `candidate`; later the version, its files, its results.
 
-    version = register(tracker.run_id, run_dir / "model", "reviews", uri="sqlite:////data/mlflow.db",
-                       description=describe(summary), tags={"ift.run_fingerprint": "4f1c"})
+    number = register(tracker.run_id, run_dir / "model", "reviews", uri="sqlite:////data/mlflow.db",
+                      description=describe(summary), tags={"ift.run_fingerprint": "4f1c"})
     # '1'; a second call with the same fingerprint returns the same version
+    registry = Registry("sqlite:////data/mlflow.db")
+    registry.summary(registry.version("reviews", "@candidate"))["gate"]["verdict"]    # 'pass'
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ift.errors import IftError
-from ift.models import adapters
+from ift import storage
+from ift.errors import IftError, nearest
+from ift.tracking.card import fit
 from ift.tracking.client import mlflow_client, patience, reason, without_secrets
+from ift.tracking.values import TAG_LENGTH
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 FINGERPRINT = "ift.run_fingerprint"
-# What every server's database holds; PostgreSQL and MySQL refuse more (SQLite does not).
-DESCRIPTION_LENGTH = TAG_LENGTH = 5000
-CUT = "\n\n… (cut here: MLflow keeps 5,000 characters; the report among the run's artefacts has the rest)"
+CANDIDATE = "candidate"
 
 
 def register(
@@ -34,7 +38,7 @@ def register(
     uri: str,
     description: str,
     tags: Mapping[str, str],
-    alias: str | None = "candidate",
+    alias: str | None = CANDIDATE,
 ) -> str:
     """Upload the folder to the run, make it a version of `name`, and point `alias` at it, if there is one.
 
@@ -62,7 +66,7 @@ def register(
                     source=f"runs:/{run_id}/model",
                     run_id=run_id,
                     tags={key: str(value)[:TAG_LENGTH] for key, value in tags.items()},
-                    description=_fit(description),
+                    description=fit(description),
                 ).version
             if alias:
                 holder = client.get_registered_model(name).aliases.get(alias)
@@ -101,212 +105,207 @@ def _plain_errors(uri: str, name: str) -> Iterator[None]:
         ) from error
 
 
-def _fit(text: str) -> str:
-    """`text`, cut at a line's end where it is longer than the registry takes."""
-    if len(text) <= DESCRIPTION_LENGTH:
-        return text
-    kept = text[: DESCRIPTION_LENGTH - len(CUT)]
-    return kept[: kept.rfind("\n")].rstrip() + CUT if "\n" in kept else kept + CUT
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model."""
+
+    name: str
+    number: int
+    run_id: str | None
+    source: str
+    tags: Mapping[str, str]
+    aliases: tuple[str, ...]
+    description: str
+    created: float  # unix seconds
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.number}"
 
 
-# The card.
+class Registry:
+    """What an MLflow server, or database, has registered. Raises `IftError` where it does not answer or has it not."""
 
+    def __init__(self, uri: str, *, timeout: float = 20.0) -> None:
+        self.uri, self.address = uri, without_secrets(uri)
+        with self.errors("reached"):
+            self.client = mlflow_client(uri, timeout)
 
-def front_matter(summary: Mapping[str, Any]) -> str:
-    """What a model card of the Hugging Face hub begins with."""
-    if _is_adapter(summary):
-        return adapters.front_matter(summary["model"]["source"])
-    return "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [ift]\n---\n\n"
+    @contextmanager
+    def errors(self, what: str) -> Iterator[None]:
+        """What goes wrong in the block, in plain words: MLflow could not be `what`."""
+        try:
+            yield
+        except IftError:
+            raise
+        except Exception as error:
+            raise IftError(
+                f"MLflow at {self.address} could not be {what}: {reason(error, 20)}",
+                hint="--uri, or MLFLOW_TRACKING_URI, says where it is",
+            ) from error
 
+    def names(self) -> list[str]:
+        """All registered models."""
+        from mlflow.store.entities import PagedList
 
-def _is_adapter(summary: Mapping[str, Any]) -> bool:
-    return bool((summary.get("train") or {}).get("method") == "lora")
+        found: list[str] = []
+        token: str | None = None
+        with self.errors("read"):
+            while True:
+                page: PagedList[Any] = self.client.search_registered_models(page_token=token)
+                found += [str(model.name) for model in page]
+                if not (token := page.token):
+                    return sorted(found)
 
+    def model(self, name: str) -> Any:
+        """MLflow's registered model: `aliases`, `tags`, `description`."""
+        from mlflow.exceptions import MlflowException
 
-def describe(summary: Mapping[str, Any]) -> str:
-    """The version's page in the MLflow UI, as Markdown: the verdict and the scores first, then the rest."""
-    parts = [
-        _verdict(summary.get("gate") or {}),
-        _tasks(summary.get("task") or []),
-        _probes(summary.get("probes") or []),
-        _prompting(summary.get("prompting") or []),
-        _attempts(summary.get("attempts") or []),
-        _made(summary),
-        _licences(summary.get("licenses") or {}),
-        _load(summary),
-    ]
-    title = f"# {_cell(summary.get('name', 'model'))}"
-    return "\n\n".join([title, *(part for part in parts if part)]) + "\n"
-
-
-def _verdict(gate: Mapping[str, Any]) -> str:
-    if not gate:
-        return "**Gate: not evaluated.**"
-    lines = [f"**Gate: {_cell(gate.get('verdict', 'unknown'))}**"]
-    if gate.get("worst_drop") is not None:
-        lines[0] += (
-            f" · mean drop {_number(gate.get('mean_drop'))}, worst {_number(gate['worst_drop'])}"
-            f" ({_cell(gate.get('worst_probe'))}), allowed {_number(gate.get('max_drop'))}"
+        with self.errors("read"):
+            try:
+                return self.client.get_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        names = self.names()
+        raise IftError(
+            f"there is no model `{name}` in MLflow at {self.address}",
+            wanted="one of " + ", ".join(names[:20]) if names else "a run that has registered its model",
+            hint=nearest(name, names),
         )
-    not_passed = [line for line in gate.get("lines") or [] if line.get("verdict") != "pass"]
-    lines += [
-        f"- {_cell(line['check'])}: **{_cell(line['verdict'])}**, {_cell(line['detail'])}"
-        for line in not_passed
-    ]
-    return lines[0] + ("\n\n" + "\n".join(lines[1:]) if not_passed else "")
 
+    def aliases(self, name: str) -> dict[str, int]:
+        """Which version each alias points at."""
+        return {alias: int(number) for alias, number in self.model(name).aliases.items()}
 
-def _prompting(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Whether prompting would have done, a line a task."""
-    if not rows:
-        return ""
-    lines = [f"- **{_cell(row['name'])}**: {_cell(row['verdict']['words'])}" for row in rows]
-    return "## Would prompting have done?\n\n" + "\n".join(lines)
+    def versions(self, name: str) -> list[Version]:
+        """All versions, the newest first."""
+        aliases = self.aliases(name)
+        with self.errors("read"):
+            quoted = name.replace("'", "\\'")
+            found = list(self.client.search_model_versions(f"name='{quoted}'", max_results=1000))
+        return sorted((_version(entry, aliases) for entry in found), key=lambda version: -version.number)
 
-
-def _attempts(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What else was tried where a first run forgot too much."""
-    if not rows:
-        return ""
-    lines = [
-        f"- {_cell(row['name'])}: {_cell(row['verdict'])}, worst drop {_number(row['worst_drop'])} "
-        f"({_cell(row['worst_probe'])}){', this version' if row['chosen'] else ''}"
-        for row in rows
-    ]
-    return "## What was tried\n\n" + "\n".join(lines)
-
-
-def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
-    rows = [
-        [task.get("name"), task.get("metric"), task.get("items"), *_scores(task, "base", "tuned", "gain")]
-        for task in tasks
-    ]
-    return _table("What it gained", ["task", "metric", "items", "base", "tuned", "gain"], rows)
-
-
-def _probes(probes: Sequence[Mapping[str, Any]]) -> str:
-    rows = [
-        [probe.get("name"), _metric(probe), probe.get("items"), *_scores(probe, "base", "tuned", "drop")]
-        for probe in probes
-    ]
-    table = _table("What it forgot", ["probe", "metric", "items", "base", "tuned", "drop"], rows)
-    if any(probe.get("kind") == "reference" for probe in probes):
-        table += "\n\nNats: lower is better, and the drop is the share of a token's likelihood that was lost."
-    return table
-
-
-def _metric(probe: Mapping[str, Any]) -> str:
-    return (
-        "nats per token"
-        if probe.get("kind") == "reference"
-        else str(probe.get("metric") or probe.get("kind") or "")
-    )
-
-
-def _made(summary: Mapping[str, Any]) -> str:
-    model, train, stream = (summary.get(key) or {} for key in ("model", "train", "stream"))
-    facts = {
-        "base model": model.get("source"),
-        "revision": model.get("revision"),
-        "SHA-256 of its archive": model.get("sha256"),
-        "method": train.get("method"),
-        "adapter": _adapter(train.get("adapter") or {}),
-        "trained parameters": train.get("parameters"),
-        "steps": train.get("steps"),
-        "workers": train.get("workers"),
-        "ZeRO stage": train.get("zero_stage"),
-        "final training loss": train.get("final_loss"),
-        "validation loss": train.get("validation_loss"),
-        "examples": stream.get("examples"),
-        "tokens": stream.get("tokens"),
-        "supervised tokens": stream.get("supervised_tokens"),
-        "stream": stream.get("hash"),
-    }
-    lines = [f"- {key}: {_fact(value)}" for key, value in facts.items() if value is not None]
-    return "## How it was made\n\n" + "\n".join(lines) if lines else ""
-
-
-def _adapter(adapter: Mapping[str, Any]) -> str | None:
-    if not adapter:
-        return None
-    targets = adapter["targets"] if isinstance(adapter["targets"], str) else ", ".join(adapter["targets"])
-    quantized = "" if adapter["quantize"] == "none" else f", on a base of {adapter['quantize']}"
-    return f"{adapter['kind']} of rank {adapter['rank']}, alpha {adapter['alpha']:g}, {targets}{quantized}"
-
-
-def _licences(licenses: Mapping[str, Any]) -> str:
-    lines = [f"- {_cell(what)}: {_fact(terms)}" for what, terms in licenses.items()]
-    return "## Data and licences\n\n" + "\n".join(lines) if lines else ""
-
-
-def _load(summary: Mapping[str, Any]) -> str:
-    found = summary.get("mlflow") or {}
-    name, version = found.get("model_name") or summary.get("name", "model"), found.get("model_version")
-    named = "@candidate" if found.get("alias", "candidate") else "/NUMBER"  # the version has none yet
-    source = f"models:/{name}/{version}" if version else f"models:/{name}{named}"
-    uri = found.get("tracking_uri")
-    kind = summary.get("model_class") or "AutoModelForCausalLM"
-    imports, note = [f"from transformers import {kind}, AutoTokenizer"], ""
-    if _is_adapter(summary):
-        kind = kind.replace("Auto", "AutoPeft", 1)
-        imports = [f"from peft import {kind}", "from transformers import AutoTokenizer"]
-        note = (
-            "\n\nThis is an adapter; its base is where `adapter_config.json` says. "
-            "`ift merge FOLDER OUTPUT` makes an ordinary model of both, and fetches the base where it is not there."
+    def version(self, name: str, which: str) -> Version:
+        """Version `which` of a model: a number, or an alias with or without `@`."""
+        versions, aliases = self.versions(name), self.aliases(name)
+        asked = which.removeprefix("@")
+        number = int(asked) if asked.isdecimal() else aliases.get(asked)
+        for version in versions:
+            if version.number == number:
+                return version
+        numbers = ", ".join(str(version.number) for version in versions[:20]) or "none: it has no version"
+        raise IftError(
+            f"`{name}` has no version `{which}`",
+            wanted=f"one of {numbers}" + (f"; or an alias: {', '.join(aliases)}" if aliases else ""),
+            hint=f"`ift models show {name}`",
         )
-    lines = "\n".join(
-        [
-            "## How to load it",
-            "",
-            "```python",
-            "import mlflow",
-            *imports,
-            "",
-            *([f"mlflow.set_tracking_uri({without_secrets(uri)!r})"] if uri else []),
-            f"folder = mlflow.artifacts.download_artifacts({source!r})",
-            "tokenizer = AutoTokenizer.from_pretrained(folder)",
-            f"model = {kind}.from_pretrained(folder)",
-            "```",
-        ]
+
+    def named(self, reference: str) -> Version:
+        """The version of a reference as people write it: `reviews@champion`, `reviews/3`, `models:/reviews/3`."""
+        text = reference.removeprefix("models:/")
+        for mark in ("@", "/"):
+            name, found, which = text.rpartition(mark)
+            if found and name and which:
+                return self.version(name, which)
+        raise IftError(
+            f"`{reference}` names no version of a model",
+            wanted="NAME@ALIAS or NAME/NUMBER, such as reviews@champion",
+        )
+
+    def summary(self, version: Version) -> dict[str, Any] | None:
+        """What its run measured (`summary.json`); None where that is not in the registry."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path = self._download(version, "model/ift.json", Path(scratch))
+            return storage.read_json(path) if path else None
+
+    def predictions(self, version: Version, stage: str) -> list[dict[str, Any]] | None:
+        """What the stage `baseline` or `evaluate` of its run predicted; None where that is not in MLflow."""
+        import pyarrow.parquet as pq
+
+        with tempfile.TemporaryDirectory() as scratch:
+            path = self._download(version, f"{stage}/predictions.parquet", Path(scratch))
+            return pq.read_table(path).to_pylist() if path else None
+
+    def files(self, version: Version) -> dict[str, int]:
+        """The files of its model that are there, with their bytes."""
+        if not version.run_id:
+            return {}
+        found: dict[str, int] = {}
+        with self.errors("read"):
+            left = ["model"]
+            while left:
+                for entry in self.client.list_artifacts(version.run_id, left.pop()):
+                    if entry.is_dir:
+                        left.append(entry.path)
+                    else:
+                        found[entry.path.removeprefix("model/")] = int(entry.file_size or 0)
+        return found
+
+    def pull(self, version: Version, folder: Path) -> None:
+        """Fetch its model into `folder`, which must not exist or be empty; whole or not at all."""
+        if folder.exists() and any(folder.iterdir()):
+            raise IftError(
+                f"{folder} is not empty", wanted="a folder for the model's files", hint="name a new one"
+            )
+        size = max(self.files(version).values(), default=0)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+            with patience(60 + size / 2**20):
+                found = self._download(version, "model", Path(scratch))
+            if found is None:
+                raise IftError(
+                    f"the files of {version} are not in MLflow at {self.address}",
+                    wanted="the artefact `model` of its run, which was deleted or never came",
+                    hint=f"`ift models show {version.name}` lists the other versions",
+                )
+            if folder.exists():
+                folder.rmdir()
+            found.rename(folder)
+
+    def params(self, version: Version) -> dict[str, str]:
+        """The params of its run: the resolved spec by dotted keys. Empty where the run is gone."""
+        if not version.run_id or not self.run_is_active(version.run_id):
+            return {}
+        with self.errors("read"):
+            params = self.client.get_run(version.run_id).data.params
+        return {key: value for key, value in params.items() if not key.startswith("ift.move.")}
+
+    def run_is_active(self, run_id: str) -> bool:
+        """Whether the run is there and was not deleted."""
+        from mlflow.exceptions import MlflowException
+
+        with self.errors("read"):
+            try:
+                return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return False
+                raise
+
+    def artifact(self, version: Version, path: str, folder: Path) -> Path | None:
+        """A file of its run, fetched into `folder`; None where it is not there."""
+        return self._download(version, path, folder)
+
+    def _download(self, version: Version, path: str, folder: Path) -> Path | None:
+        if not version.run_id:
+            return None
+        with self.errors("read"):
+            above = path.rpartition("/")[0]
+            there = self.client.list_artifacts(version.run_id, above or None)
+            if not any(entry.path == path for entry in there):
+                return None
+            return Path(self.client.download_artifacts(version.run_id, path, str(folder)))
+
+
+def _version(entry: Any, aliases: Mapping[str, int]) -> Version:
+    number = int(entry.version)
+    return Version(
+        name=str(entry.name),
+        number=number,
+        run_id=entry.run_id or None,
+        source=str(entry.source),
+        tags=dict(entry.tags or {}),
+        aliases=tuple(sorted(alias for alias, held in aliases.items() if held == number)),
+        description=entry.description or "",
+        created=int(entry.creation_timestamp or 0) / 1000,
     )
-    return lines + note
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    if not rows:
-        return f"## {title}\n\nNot measured."
-    lines = [list(columns), ["---"] * len(columns), *([_fact(cell) for cell in row] for row in rows)]
-    return f"## {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _scores(entry: Mapping[str, Any], *keys: str) -> list[str]:
-    return [_score(entry.get(key) or {}, signed=key in ("gain", "drop")) for key in keys]
-
-
-def _score(score: Mapping[str, Any], *, signed: bool) -> str:
-    value, low, high = (_number(score.get(key), signed=signed) for key in ("value", "low", "high"))
-    return value if score.get("low") is None or score.get("high") is None else f"{value} [{low}, {high}]"
-
-
-def _number(value: Any, *, signed: bool = False) -> str:
-    with suppress(TypeError, ValueError):
-        return f"{float(value):+.3f}" if signed else f"{float(value):.3f}"
-    return "unknown"
-
-
-def _fact(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple | set):
-        return ", ".join(_fact(item) for item in value)
-    return _cell("unknown" if value is None else value)
-
-
-def _cell(value: Any) -> str:
-    """Text from the data as text: no table, markup or line of its own."""
-    text = without_secrets(" ".join(str(value).split()))
-    for mark in "\\`*_|<>[]#":
-        text = text.replace(mark, "\\" + mark)
-    return text

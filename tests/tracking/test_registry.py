@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from ift.errors import IftError
+from ift.tracking.card import DESCRIPTION_LENGTH, describe, front_matter
 from ift.tracking.client import mlflow_client
 from ift.tracking.gate import decide
-from ift.tracking.registry import DESCRIPTION_LENGTH, describe, front_matter, register
+from ift.tracking.registry import register
 from ift.tracking.run import Tracker
 
 TAGS = {"ift.run_fingerprint": "4f1c", "ift.gate": "pass"}

@@ -1,0 +1,417 @@
+"""Promotion: an alias such as `champion` goes to a version that passes, and every move of it is written down.
+
+In:  a registry, a model's name, a version, an alias.
+Out: a decision, line by line; where it passes, or is overridden with a reason, the alias points at the version, and
+     the version, the model and the version's run say who did it, when and why.
+
+    decision = decide(registry, registry.version("reviews", "7"), registry.version("reviews", "@champion"))
+    promote(registry, registry.version("reviews", "7"), "champion", decision, by="ada")
+
+What is decided (gate.py has the rules of the first three):
+
+    gain         on every task, against the base model
+    forgetting   on every probe, against the base model
+    champion     no task worse and no probe lower than with the version that holds the alias, on the same items
+    leaks        the rows trained on were searched for test items
+    export       the files of the model are there, in their sizes, and it was reloaded with equal logits
+    licences     the terms of every data set permit use
+
+Every move of an alias has a number. It is claimed as a param of the run of the model's first version: MLflow takes a
+param once and never changes it, so of two promotions at the same time one is told so, on any of its databases. The
+moves themselves stand in a tag of the registered model (`ift.history.ALIAS`).
+"""
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ift.errors import IftError
+from ift.evaluate import forgetting
+from ift.tracking import gate
+from ift.tracking.registry import CANDIDATE, Registry, Version
+from ift.tracking.values import TAG_LENGTH
+
+CHAMPION = "champion"
+# How an alias moves: to another version, or back to one that held it (version 0: it was taken away).
+PROMOTED, OVERRIDDEN, SET, NOT_PASSED = "promoted", "overridden", "set in MLflow", "set in MLflow, not passed"
+ROLLED_BACK, RETURNED = "rolled back", "returned by the guard"
+_FRESH_S = 60.0  # a claim that is younger may still be at work
+_PUNISHED = re.compile(
+    r"\bNC\b|non-?commercial|research[ -](use )?only|for research|academic use|no[ -]derivatives",
+    re.IGNORECASE,
+)
+_UNKNOWN = re.compile(r"^\s*$|unstated|unknown|unchecked|not stated|unspecified", re.IGNORECASE)
+_RELOADED = 1e-3  # relative error of the logits up to which an export counts as reloaded
+
+
+@dataclass(frozen=True)
+class Move:
+    """One move of an alias."""
+
+    number: int
+    version: int
+    how: str
+    by: str
+    time: float  # unix seconds
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a version may have an alias, with a line for each check."""
+
+    version: Version
+    champion: Version | None
+    lines: Sequence[Mapping[str, str]]
+
+    @property
+    def verdict(self) -> str:
+        return gate.worst(self.lines)
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict == "pass"
+
+    @property
+    def failed(self) -> list[Mapping[str, str]]:
+        """The lines that stand in the way."""
+        return [line for line in self.lines if line["verdict"] != "pass"]
+
+
+# ── the decision ──
+
+
+def decide(
+    registry: Registry,
+    version: Version,
+    champion: Version | None,
+    *,
+    max_drop: float | None = None,
+    min_gain: float = 0.0,
+    accepted: Sequence[str] = (),
+    asked: Sequence[Mapping[str, Any]] | None = None,
+) -> Decision:
+    """May `version` follow `champion`? `max_drop` is the run's own if not given.
+
+    `accepted` are words of licences whose terms somebody has read. `asked` are the champion's predictions of the
+    version's items, where they were made anew.
+    """
+    summary = registry.summary(version)
+    if summary is None or not summary.get("task"):
+        missing = (
+            "its files hold no results (ift.json): it was not registered by `ift run`, or they were deleted"
+        )
+        return Decision(version, champion, [gate.line("evaluations", "evaluations", "unclear", missing)])
+    tolerated = summary["gate"]["max_drop"] if max_drop is None else max_drop
+    own = gate.decide(summary["task"], summary["probes"], max_drop=tolerated, min_gain=min_gain)
+    lines = list(own["lines"])
+    if champion and champion.number != version.number:
+        lines += _against(registry, version, champion, tolerated, asked)
+    lines += [leaks(summary), export(summary, registry.files(version))]
+    lines += licences(summary.get("licenses") or {}, accepted)
+    return Decision(version, champion, lines)
+
+
+def _against(
+    registry: Registry,
+    version: Version,
+    champion: Version,
+    max_drop: float,
+    asked: Sequence[Mapping[str, Any]] | None,
+) -> list[dict[str, str]]:
+    after = registry.predictions(version, "evaluate")
+    before = asked if asked is not None else registry.predictions(champion, "evaluate")
+    check = f"against version {champion.number}"
+    ask = "`--ask` asks it the same items now"
+    if after is None:
+        gone = "its predictions are not in MLflow, so it cannot be compared"
+        return [gate.line("champion", check, "unclear", gone)]
+    if before is None:
+        gone = f"the predictions of version {champion.number} are not in MLflow; {ask}"
+        return [gate.line("champion", check, "unclear", gone)]
+    if _items(before) != _items(after):
+        others = len(set(_items(before)) - set(_items(after)))
+        words = f"the two were asked other items ({others:,} of {len(before):,} differ); {ask}"
+        return [gate.line("champion", check, "unclear", words)]
+    tasks, probes = forgetting.compare(before, after)
+    return [
+        {**line, "check": f"{line['check']} {check}"}
+        for line in gate.beside(tasks, probes, max_drop=max_drop)
+    ]
+
+
+def _items(predictions: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """What was asked: items are the same where their words are."""
+    return [(p["suite"], p["name"], p["id"], p["prompt"], str(p["label"])) for p in predictions]
+
+
+def leaks(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Whether training rows were searched for the test items."""
+    searched = (summary.get("data") or {}).get("decontaminate")
+    if searched is None:
+        return gate.line("leaks", "leaks", "unclear", "it is not known whether training rows hold test items")
+    if not searched:
+        return gate.line(
+            "leaks",
+            "leaks",
+            "fail",
+            "training rows were not searched for test items (data.decontaminate: false)",
+        )
+    dropped = summary["data"].get("contaminated", 0)
+    words = f"no training row shares {searched} words in a row with a test item or a probe ({dropped:,} were dropped)"
+    return gate.line("leaks", "leaks", "pass", words)
+
+
+def export(summary: Mapping[str, Any], there: Mapping[str, int]) -> dict[str, str]:
+    """Whether the model's files are as they were written, and were reloaded with equal logits."""
+    wanted = summary.get("files") or {}
+    gone = [name for name in wanted if name not in there]
+    other = [name for name, size in wanted.items() if name in there and there[name] != size]
+    error = (summary.get("train") or {}).get("reload_error")
+    if not there or gone:
+        named = ", ".join(gone[:3]) or "all of them"
+        return gate.line(
+            "export", "export", "fail", f"files of the model are not in MLflow any more: {named}"
+        )
+    if other:
+        name = other[0]
+        return gate.line(
+            "export", "export", "fail", f"{name} has {there[name]:,} bytes, {wanted[name]:,} were written"
+        )
+    if error is None or not wanted:
+        return gate.line("export", "export", "unclear", "it is not known whether the export was reloaded")
+    if not error <= _RELOADED:
+        return gate.line(
+            "export", "export", "fail", f"reloaded with other logits: relative error {error:.0e}"
+        )
+    words = f"{len(there)} files as written; reloaded with the same logits (error {error:.0e})"
+    return gate.line("export", "export", "pass", words)
+
+
+def licences(terms: Mapping[str, str], accepted: Sequence[str]) -> list[dict[str, str]]:
+    """A line for each kind of terms: a clause against commercial use fails, terms that nobody stated are unclear."""
+    if not terms:
+        return [gate.line("licences", "licences", "unclear", "the run has no licences of its data")]
+    of: dict[tuple[str, str], list[str]] = {}
+    for name, text in terms.items():
+        if any(word.lower() in text.lower() for word in accepted):
+            of.setdefault(("pass", f"{text} (accepted)"), []).append(name)
+        elif _PUNISHED.search(text):
+            of.setdefault(("fail", f"{text}: does not permit every use"), []).append(name)
+        elif _UNKNOWN.search(text):
+            of.setdefault(("unclear", f"{text or 'no licence'}: its terms are not known"), []).append(name)
+        else:
+            of.setdefault(("pass", text), []).append(name)
+    return [
+        gate.line(
+            "licences",
+            "licence of " + ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
+            verdict,
+            words + ("" if verdict == "pass" else "; `--accept-licence WORD` once you have read them"),
+        )
+        for (verdict, words), names in of.items()
+    ]
+
+
+# ── the moves ──
+
+
+def check_alias(alias: str) -> None:
+    """Raise `IftError` for an alias that nobody may be promoted to."""
+    if alias == CANDIDATE:
+        raise IftError(
+            f"`{CANDIDATE}` is set by `ift run`, to its newest version",
+            wanted="an alias that a person gives, such as champion",
+        )
+    if alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias) or not re.fullmatch(r"[\w-]+", alias):
+        raise IftError(
+            f"`{alias}` cannot be an alias: MLflow keeps `latest` and v1, v2, … for itself, and takes letters, "
+            "digits, `_` and `-`",
+            wanted="an alias such as champion",
+        )
+
+
+def promote(
+    registry: Registry, version: Version, alias: str, decision: Decision, *, by: str, override: str = ""
+) -> Move:
+    """Point `alias` at the version. Raises `IftError` where the decision is against it and nobody overrides it, and
+    where somebody else was faster."""
+    check_alias(alias)
+    if not decision.passed and not override:
+        words = "; ".join(f"{line['check']}: {line['verdict']}" for line in decision.failed[:4])
+        raise IftError(
+            f"version {version.number} of {version.name} is not promoted to {alias}: {words}",
+            wanted="pass on every line",
+            hint='--override "reason" promotes it all the same, and writes the reason down',
+        )
+    _unmoved(registry, version.name, alias, decision.champion)
+    move = _claim(
+        registry,
+        version.name,
+        version.number,
+        alias,
+        how=PROMOTED if decision.passed else OVERRIDDEN,
+        by=by,
+        reason=override,
+    )
+    _unmoved(registry, version.name, alias, decision.champion)  # one may have ended before ours was claimed
+    _set(registry, version, alias, move)
+    lines = "\n".join(f"{line['verdict']}: {line['check']}: {line['detail']}" for line in decision.lines)
+    with registry.errors("written to"):
+        client = registry.client
+        client.set_model_version_tag(
+            version.name, str(version.number), f"ift.decision.{alias}", lines[:TAG_LENGTH]
+        )
+        if override:
+            text = f"{override} ({by}, {when(move.time)})"
+            client.set_model_version_tag(
+                version.name, str(version.number), f"ift.override.{alias}", text[:TAG_LENGTH]
+            )
+    return move
+
+
+def rollback(registry: Registry, name: str, alias: str, *, by: str, reason: str = "") -> tuple[Version, Move]:
+    """Point `alias` at the version that held it before. Raises `IftError` where there is none whose files are there."""
+    check_alias(alias)
+    held = registry.aliases(name).get(alias)
+    versions = {version.number: version for version in registry.versions(name)}
+    for number in before(history(registry, name, alias), held):
+        version = versions.get(number)
+        if version and registry.files(version):
+            move = _claim(
+                registry, version.name, version.number, alias, how=ROLLED_BACK, by=by, reason=reason
+            )
+            _set(registry, version, alias, move)
+            return version, move
+    raise IftError(
+        f"no version held `{alias}` of {name} before" + (f" version {held}" if held else ""),
+        wanted="an earlier version that was promoted, and whose files are still there",
+        hint=f"`ift models show {name}` lists the versions, `ift promote {name} NUMBER --to {alias}` promotes one",
+    )
+
+
+def before(moves: Sequence[Move], held: int | None) -> list[int]:
+    """The versions that held the alias before, the last first: a move back takes the later ones away.
+
+    before([Move(1, 4, ...), Move(2, 7, ...)], held=7) == [4]
+    """
+    stack: list[int] = []
+    for move in moves:
+        if move.how in (ROLLED_BACK, RETURNED):
+            while stack and stack[-1] != move.version:
+                stack.pop()
+            if not stack and move.version:
+                stack.append(move.version)
+        elif not stack or stack[-1] != move.version:
+            stack.append(move.version)
+    while stack and stack[-1] == held:
+        stack.pop()
+    return stack[::-1]
+
+
+def history(registry: Registry, name: str, alias: str) -> list[Move]:
+    """The last moves of `alias`, the first first."""
+    text = registry.model(name).tags.get(_tag(alias))
+    return [Move(**move) for move in json.loads(text)] if text else []
+
+
+def return_alias(
+    registry: Registry, of: Version, alias: str, to: Version | None, *, by: str, reason: str
+) -> None:
+    """Take `alias` back from the version `of`: to the version that held it before, or away."""
+    move = _claim(registry, of.name, to.number if to else 0, alias, how=RETURNED, by=by, reason=reason)
+    if to:
+        _set(registry, to, alias, move)
+    else:
+        with registry.errors("written to"):
+            registry.client.delete_registered_model_alias(of.name, alias)
+        _remember(registry, of.name, alias, move)
+
+
+def record(registry: Registry, version: Version, alias: str, *, how: str, reason: str = "") -> Move:
+    """Write down a move that somebody made in MLflow's pages, who MLflow does not say."""
+    move = _claim(
+        registry, version.name, version.number, alias, how=how, by="somebody in MLflow", reason=reason
+    )
+    _remember(registry, version.name, alias, move)
+    return move
+
+
+def _claim(
+    registry: Registry, name: str, version: int, alias: str, *, how: str, by: str, reason: str
+) -> Move:
+    """The next number of the alias' moves, ours alone."""
+    from mlflow.exceptions import MlflowException
+
+    past = history(registry, name, alias)
+    number = past[-1].number + 1 if past else 1
+    run_id = _first_run(registry, name)
+    while True:
+        move = Move(number, version, how, by, round(time.time(), 3), reason)
+        if run_id is None:
+            return move
+        text = f"version {version} {how} by {by}, {when(move.time)} ({move.time})"
+        key = f"ift.move.{alias}.{number:04d}"
+        with registry.errors("written to"):
+            try:
+                registry.client.log_param(run_id, key, text)
+                return move
+            except MlflowException as error:
+                taken = registry.client.get_run(run_id).data.params.get(key)
+                if taken is None:
+                    raise error
+        since = time.time() - float(taken.rpartition("(")[2].rstrip(")"))
+        if since < _FRESH_S:
+            raise _other(alias, taken.rpartition(" (")[0])
+        number += 1  # whoever took it did not come to its end
+
+
+def _first_run(registry: Registry, name: str) -> str | None:
+    for version in reversed(registry.versions(name)):
+        if version.run_id and registry.run_is_active(version.run_id):
+            return version.run_id
+    return None
+
+
+def _set(registry: Registry, version: Version, alias: str, move: Move) -> None:
+    with registry.errors("written to"):
+        registry.client.set_registered_model_alias(version.name, alias, str(version.number))
+        text = f"{move.how} by {move.by}, {when(move.time)}"
+        registry.client.set_model_version_tag(version.name, str(version.number), f"ift.alias.{alias}", text)
+    _remember(registry, version.name, alias, move)
+
+
+def _remember(registry: Registry, name: str, alias: str, move: Move) -> None:
+    moves = [vars(entry) for entry in [*history(registry, name, alias), move]]
+    while len(text := json.dumps(moves, ensure_ascii=False)) > TAG_LENGTH:
+        moves.pop(0)
+    with registry.errors("written to"):
+        registry.client.set_registered_model_tag(name, _tag(alias), text)
+
+
+def _unmoved(registry: Registry, name: str, alias: str, champion: Version | None) -> None:
+    """Raise `IftError` where another version holds the alias than the one that was compared with."""
+    held, expected = registry.aliases(name).get(alias), champion.number if champion else None
+    if held != expected:
+        compared = f"version {expected} was compared with" if expected else "nobody held it before"
+        raise _other(alias, f"{f'version {held}' if held else 'nobody'} holds it now, and {compared}")
+
+
+def _tag(alias: str) -> str:
+    return f"ift.history.{alias}"
+
+
+def _other(alias: str, what: str) -> IftError:
+    return IftError(
+        f"somebody else has just moved `{alias}`: {what}",
+        wanted="one promotion at a time",
+        hint="look at what it is now (`ift models show NAME`), and promote again if you still want to",
+    )
+
+
+def when(seconds: float) -> str:
+    """Unix seconds as people read them, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

@@ -1,0 +1,370 @@
+"""A version is promoted where it passes, by one person at a time, and every move of an alias is written down."""
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made import make_version, predictions
+
+from ift.errors import IftError
+from ift.tracking import guard, promotion
+from ift.tracking.client import mlflow_client
+from ift.tracking.promotion import Move
+from ift.tracking.registry import Registry
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    mlflow_client(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def uri(tmp_path: Path, database: Path) -> str:
+    (tmp_path / "store").mkdir()
+    shutil.copy(database, tmp_path / "store" / "mlflow.db")
+    return f"sqlite:///{tmp_path}/store/mlflow.db"
+
+
+def decided(uri: str, which: str = "1", **options: Any) -> promotion.Decision:
+    registry = Registry(uri)
+    holder = registry.aliases("reviews").get("champion")
+    champion = registry.version("reviews", str(holder)) if holder else None
+    return promotion.decide(registry, registry.version("reviews", which), champion, **options)
+
+
+def verdicts(decision: promotion.Decision) -> dict[str, str]:
+    return {line["check"]: line["verdict"] for line in decision.lines}
+
+
+def promoted(uri: str, which: str, **options: Any) -> Move:
+    registry, decision = Registry(uri), decided(uri, which)
+    return promotion.promote(registry, decision.version, "champion", decision, by="ada", **options)
+
+
+# ── the decision ──
+
+
+def test_a_good_version_passes_on_every_line_and_gets_the_alias(uri: str, tmp_path: Path) -> None:
+    make_version(uri, tmp_path / "a", "reviews")
+    decision = decided(uri)
+    assert verdicts(decision) == {
+        "task reviews (accuracy)": "pass",
+        "probe words (accuracy)": "pass",
+        "leaks": "pass",
+        "export": "pass",
+        "licence of reviews": "pass",
+    }
+    move = promoted(uri, "1")
+    registry = Registry(uri)
+    version = registry.version("reviews", "@champion")
+    assert version.number == 1
+    assert promotion.history(registry, "reviews", "champion") == [move]
+    assert version.tags["ift.alias.champion"].startswith("promoted by ada, ")
+    assert "pass: leaks" in version.tags["ift.decision.champion"]
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "verdict", "words"),
+    [
+        ({"data": {"decontaminate": 0}}, "leaks", "fail", "training rows were not searched for test items"),
+        ({"data": None}, "leaks", "unclear", "it is not known whether training rows hold test items"),
+        (
+            {"licenses": {"reviews": "CC BY-NC-SA 4.0"}},
+            "licence of reviews",
+            "fail",
+            "does not permit every use",
+        ),
+        ({"licenses": {"reviews": "unstated"}}, "licence of reviews", "unclear", "its terms are not known"),
+        (
+            {"files": {"config.json": 23, "gone.safetensors": 9}},
+            "export",
+            "fail",
+            "not in MLflow any more: gone",
+        ),
+        ({"files": {"config.json": 24}}, "export", "fail", "config.json has 23 bytes, 24 were written"),
+        ({"train": {"finished": "x", "reload_error": 0.5}}, "export", "fail", "reloaded with other logits"),
+    ],
+)
+def test_what_stands_in_the_way_is_named(
+    uri: str, tmp_path: Path, change: dict[str, Any], check: str, verdict: str, words: str
+) -> None:
+    make_version(uri, tmp_path / "a", "reviews", summary=change)
+    [line] = [line for line in decided(uri).lines if line["check"] == check]
+    assert line["verdict"] == verdict
+    assert words in line["detail"]
+    with pytest.raises(
+        IftError, match=f"version 1 of reviews is not promoted to champion: {check}: {verdict}"
+    ):
+        promoted(uri, "1")
+    assert "champion" not in Registry(uri).aliases("reviews")
+
+
+def test_terms_that_somebody_has_read_are_accepted(uri: str, tmp_path: Path) -> None:
+    make_version(uri, tmp_path / "a", "reviews", summary={"licenses": {"a": "unstated", "b": "MIT"}})
+    assert not decided(uri).passed
+    assert decided(uri, accepted=["unstated"]).passed
+
+
+def test_a_gain_and_a_drop_are_held_against_what_is_asked(uri: str, tmp_path: Path) -> None:
+    make_version(uri, tmp_path / "a", "reviews", tuned=(0.7, 0.7))
+    assert verdicts(decided(uri))["probe words (accuracy)"] == "fail"
+    assert verdicts(decided(uri, max_drop=0.2))["probe words (accuracy)"] == "pass"
+    strict = decided(uri, max_drop=0.2, min_gain=0.3)
+    assert verdicts(strict)["task reviews (accuracy)"] == "fail"
+    assert "no better than the base model by more than 0.3" in strict.failed[0]["detail"]
+
+
+def test_a_version_without_evaluations_is_not_promoted(uri: str, tmp_path: Path) -> None:
+    make_version(uri, tmp_path / "a", "reviews")
+    client = mlflow_client(uri)
+    version = client.get_model_version("reviews", "1")
+    location = Path(client.get_run(version.run_id).info.artifact_uri.removeprefix("file://"))
+    (location / "model" / "ift.json").unlink()
+    with pytest.raises(IftError, match="evaluations: unclear"):
+        promoted(uri, "1")
+    shutil.rmtree(location)
+    with pytest.raises(IftError, match="evaluations: unclear"):
+        promoted(uri, "1")
+    with pytest.raises(IftError, match="the files of reviews/1 are not in MLflow"):
+        Registry(uri).pull(Registry(uri).version("reviews", "1"), tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
+
+
+def test_the_champion_is_compared_on_the_same_items_only(uri: str, tmp_path: Path) -> None:
+    make_version(uri, tmp_path / "a", "reviews", tuned=(0.9, 0.8))
+    make_version(uri, tmp_path / "b", "reviews", tuned=(0.75, 0.8))
+    make_version(uri, tmp_path / "c", "reviews", tuned=(0.95, 0.8), items="other")
+    promoted(uri, "1")
+    worse = decided(uri, "2")
+    assert verdicts(worse)["task reviews (accuracy) against version 1"] == "fail"
+    assert verdicts(worse)["probe words (accuracy) against version 1"] == "pass"
+    other = decided(uri, "3")
+    assert verdicts(other)["against version 1"] == "unclear"
+    assert "asked other items (240 of 240 differ)" in other.failed[0]["detail"]
+    again = predictions(0.9, 0.8, items="other")  # what version 1 would answer to them
+    assert decided(uri, "3", asked=again).passed
+
+
+# ── the moves ──
+
+
+def test_an_override_is_recorded_with_its_reason(uri: str, tmp_path: Path) -> None:
+    make_version(uri, tmp_path / "a", "reviews", tuned=(0.9, 0.6))
+    move = promoted(uri, "1", override="the probe is wrong")
+    registry = Registry(uri)
+    assert (move.how, move.by, move.reason) == ("overridden", "ada", "the probe is wrong")
+    tags = registry.version("reviews", "1").tags
+    assert tags["ift.override.champion"].startswith("the probe is wrong (ada, ")
+    assert "fail: probe words" in tags["ift.decision.champion"]
+
+
+@pytest.mark.parametrize(
+    ("alias", "words"),
+    [
+        ("candidate", "`candidate` is set by `ift run`"),
+        ("latest", "`latest` cannot be an alias"),
+        ("v3", "`v3` cannot be an alias"),
+        ("the best", "`the best` cannot be an alias"),
+    ],
+)
+def test_a_reserved_alias_is_refused(alias: str, words: str) -> None:
+    with pytest.raises(IftError, match=words):
+        promotion.check_alias(alias)
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(uri: str, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_version(uri, tmp_path / name, "reviews")
+    decisions = [decided(uri, which) for which in ("1", "2")]
+    start, told, won = threading.Barrier(2), [], []
+
+    def go(decision: promotion.Decision) -> None:
+        registry = Registry(uri)
+        start.wait()
+        try:
+            won.append(promotion.promote(registry, decision.version, "champion", decision, by="somebody"))
+        except IftError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=go, args=(decision,)) for decision in decisions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == len(told) == 1
+    assert told[0].startswith("somebody else has just moved `champion`: version ")
+    assert Registry(uri).aliases("reviews")["champion"] == won[0].version
+    assert [m.version for m in promotion.history(Registry(uri), "reviews", "champion")] == [won[0].version]
+
+
+def test_a_promotion_that_was_decided_on_another_champion_is_told(uri: str, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        make_version(uri, tmp_path / name, "reviews")
+    late = decided(uri, "2")
+    promoted(uri, "3")
+    with pytest.raises(IftError, match="version 3 holds it now, and nobody held it before"):
+        promotion.promote(Registry(uri), late.version, "champion", late, by="somebody")
+
+
+def test_a_claim_whose_promotion_never_ended_does_not_block_for_ever(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_version(uri, tmp_path / "a", "reviews")
+    monkeypatch.setattr(promotion, "_set", lambda *_: None)  # killed behind its claim
+    promoted(uri, "1")
+    monkeypatch.undo()
+    with pytest.raises(IftError, match="somebody else has just moved `champion`: version 1 promoted by ada"):
+        promoted(uri, "1")
+    monkeypatch.setattr(promotion, "_FRESH_S", 0.0)
+    assert promoted(uri, "1").number == 2
+
+
+def test_a_rollback_goes_back_one_version_after_the_other(uri: str, tmp_path: Path) -> None:
+    for name, share in (("a", 0.8), ("b", 0.85), ("c", 0.9)):
+        make_version(uri, tmp_path / name, "reviews", tuned=(share, 0.8))
+        promoted(uri, str(len(list(tmp_path.glob("?")))))
+    registry = Registry(uri)
+    held = []
+    for _ in range(2):
+        held.append(promotion.rollback(registry, "reviews", "champion", by="ada")[0].number)
+    assert held == [2, 1]
+    with pytest.raises(IftError, match="no version held `champion` of reviews before version 1"):
+        promotion.rollback(registry, "reviews", "champion", by="ada")
+    moves = promotion.history(registry, "reviews", "champion")
+    assert [(m.number, m.version, m.how) for m in moves[3:]] == [(4, 2, "rolled back"), (5, 1, "rolled back")]
+    client = mlflow_client(uri)
+    client.delete_model_version("reviews", "2")
+    promoted(uri, "3")
+    assert promotion.rollback(registry, "reviews", "champion", by="ada")[0].number == 1
+
+
+@given(st.lists(st.tuples(st.sampled_from(["promoted", "set in MLflow", "rolled back"]), st.integers(1, 5))))
+def test_what_held_an_alias_before_is_a_stack(steps: list[tuple[str, int]]) -> None:
+    moves: list[Move] = []
+    stack: list[int] = []
+    for how, version in steps:
+        if how == "rolled back":
+            if len(stack) < 2:
+                continue
+            stack.pop()
+            version = stack[-1]
+        elif not stack or stack[-1] != version:
+            stack.append(version)
+        moves.append(Move(len(moves) + 1, version, how, "ada", 0.0))
+    if len(set(stack)) == len(
+        stack
+    ):  # going back to a version that held it twice is going back to the last time
+        assert promotion.before(moves, stack[-1] if stack else None) == stack[:-1][::-1]
+
+
+# ── the guard ──
+
+
+def test_the_guard_says_nothing_of_what_ift_has_promoted(uri: str, tmp_path: Path) -> None:
+    make_version(uri, tmp_path / "a", "reviews")
+    promoted(uri, "1")
+    assert guard.look(Registry(uri), ["champion"], enforce=True) == []
+
+
+def test_an_alias_set_in_mlflow_on_a_good_version_is_noted(uri: str, tmp_path: Path) -> None:
+    make_version(uri, tmp_path / "a", "reviews")
+    mlflow_client(uri).set_registered_model_alias("reviews", "champion", "1")
+    [seen] = guard.look(Registry(uri), ["champion"], enforce=True)
+    assert (seen.decision.passed, seen.taken) == (True, False)
+    registry = Registry(uri)
+    [move] = promotion.history(registry, "reviews", "champion")
+    assert (move.version, move.how, move.by) == (1, "set in MLflow", "somebody in MLflow")
+    assert registry.version("reviews", "1").tags["ift.guard.champion"].startswith("passed, ")
+    assert guard.look(registry, ["champion"], enforce=True) == []
+
+
+def test_a_version_that_did_not_pass_is_marked_once_and_keeps_the_alias(uri: str, tmp_path: Path) -> None:
+    make_version(uri, tmp_path / "a", "reviews")
+    make_version(uri, tmp_path / "b", "reviews", tuned=(0.9, 0.5))
+    promoted(uri, "1")
+    mlflow_client(uri).set_registered_model_alias("reviews", "champion", "2")
+    registry = Registry(uri)
+    [seen] = guard.look(registry, ["champion"], enforce=False)
+    assert (seen.version, seen.taken) == (2, False)
+    version = registry.version("reviews", "@champion")
+    assert version.number == 2
+    assert version.tags["ift.guard.champion"].startswith("did not pass, ")
+    first, _, rest = version.description.partition("\n\n")
+    assert first.startswith("> ⚠ **`champion` was set here in MLflow, and this version** did not pass, ")
+    assert rest.startswith("# reviews")
+    assert guard.look(registry, ["champion"], enforce=False) == []
+    [seen] = guard.look(registry, ["champion"], enforce=True)  # the guard was started again, stricter
+    assert (seen.taken, seen.returned_to) == (True, 1)
+    assert registry.version("reviews", "2").description.count("⚠") == 1
+
+
+def test_with_enforce_the_alias_goes_back_each_time(uri: str, tmp_path: Path) -> None:
+    make_version(uri, tmp_path / "a", "reviews")
+    make_version(uri, tmp_path / "b", "reviews", tuned=(0.9, 0.5))
+    client, registry = mlflow_client(uri), Registry(uri)
+    for _ in range(2):  # there is no champion: it is taken away
+        client.set_registered_model_alias("reviews", "champion", "2")
+        [seen] = guard.look(registry, ["champion"], enforce=True)
+        assert (seen.taken, seen.returned_to) == (True, None)
+        assert "champion" not in registry.aliases("reviews")
+    promoted(uri, "1")
+    client.set_registered_model_alias("reviews", "champion", "2")
+    [seen] = guard.look(registry, ["champion"], enforce=True)
+    assert seen.returned_to == 1
+    assert registry.aliases("reviews")["champion"] == 1
+    last = promotion.history(registry, "reviews", "champion")[-1]
+    assert (last.version, last.how, last.by) == (1, "returned by the guard", "ift guard")
+    assert last.reason.startswith("version 2 did not pass")
+    assert guard.look(registry, ["champion"], enforce=True) == []
+
+
+def test_the_guard_leaves_alone_what_is_being_promoted(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_version(uri, tmp_path / "a", "reviews", tuned=(0.9, 0.5))
+    monkeypatch.setattr(
+        promotion, "_remember", lambda *_: None
+    )  # the alias is set, the move not yet written down
+    promoted(uri, "1", override="because")
+    monkeypatch.undo()
+    assert guard.look(Registry(uri), ["champion"], enforce=True) == []
+    assert Registry(uri).aliases("reviews")["champion"] == 1
+    assert "ift.guard.champion" not in Registry(uri).version("reviews", "1").tags
+
+
+# ── reading ──
+
+
+def test_versions_are_found_by_number_and_alias_and_a_wrong_one_names_those_there_are(
+    uri: str, tmp_path: Path
+) -> None:
+    make_version(uri, tmp_path / "a", "reviews")
+    registry = Registry(uri)
+    assert {
+        registry.named(text).number for text in ("reviews/1", "reviews@candidate", "models:/reviews/1")
+    } == {1}
+    with pytest.raises(
+        IftError, match="`reviews` has no version `7`\n  wanted: one of 1; or an alias: candidate"
+    ):
+        registry.version("reviews", "7")
+    with pytest.raises(IftError, match=r"there is no model `review` in MLflow(.|\n)*did you mean `reviews`"):
+        registry.version("review", "1")
+    with pytest.raises(IftError, match="`reviews` names no version of a model"):
+        registry.named("reviews")
+
+
+def test_a_model_is_pulled_whole_into_a_fresh_folder(uri: str, tmp_path: Path) -> None:
+    make_version(uri, tmp_path / "a", "reviews")
+    registry = Registry(uri)
+    registry.pull(registry.named("reviews@candidate"), tmp_path / "out" / "model")
+    names = {path.name for path in (tmp_path / "out" / "model").iterdir()}
+    assert names == {"config.json", "model.safetensors", "ift.json"}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
+    with pytest.raises(IftError, match="model is not empty"):
+        registry.pull(registry.named("reviews@candidate"), tmp_path / "out" / "model")
