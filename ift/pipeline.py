@@ -16,6 +16,8 @@ that has none; what a stage needs of earlier ones it reads from their folders (s
       model/               the tuned model, an ordinary Hugging Face folder
       metrics.jsonl        a line a training step;  validation.jsonl  a line an epoch
       summary.json         the result in numbers;   report.html       the result in pictures
+      packages.txt         every installed package with its version
+      outbox.jsonl  system.jsonl  tracking.json     what MLflow is told, and how much of it has arrived
       run.log              everything that libraries had to say
 """
 
@@ -31,7 +33,7 @@ from ift.console import Terminal
 from ift.errors import IftError
 from ift.spec import Spec
 from ift.stages import Job
-from ift.summary import STAGES, Manifest, done, prompting_of, shown, summary_of
+from ift.summary import STAGES, Manifest, done, prompting_of, shown, summary_of, versions
 
 SECOND, LORA = "second", "lora"  # folders of further runs inside a run's own
 
@@ -53,7 +55,7 @@ def run(spec: Spec, folder: Path, terminal: Terminal) -> Manifest:
         _work(job)
         jobs, summaries = [job], [summary_of(spec, folder)]
         if other := _second(job, summaries[0]):
-            further.enter_context(tracked(other, parent=job))
+            further.enter_context(tracked(other, parent=job.folder))
             _work(other)
             jobs.append(other)
             summaries.append(summary_of(other.spec, other.folder))
@@ -91,7 +93,7 @@ def compare(spec: Spec, folder: Path, terminal: Terminal, *, lora: bool) -> list
     if lora and summary["train"]["method"] != "lora":
         other = _other(spec, folder / LORA, terminal, LORA)
         other.check()
-        with tracked(other):
+        with tracked(other, parent=folder):
             _work(other)
         rows = prompting_of(folder, {"tuned": Path(summary["run_dir"]), "LoRA": other.folder})
         summary["prompting"] = rows
@@ -145,13 +147,17 @@ def _work(job: Job) -> None:
 
 
 @contextmanager
-def tracked(job: Job, parent: Job | None = None) -> Iterator[None]:
-    """The job's run in MLflow, which ends with the block; a child of the `parent`'s, if there is one."""
+def tracked(job: Job, parent: Path | None = None) -> Iterator[None]:
+    """The job's run in MLflow, which ends with the block; a child of that of the folder `parent`, if there is one."""
+    from ift.tracking import lineage
+
     params = dict(specs.flatten(job.spec.model_dump(by_alias=True, mode="json")))
-    tags = {"ift.version": ift.__version__, "ift.folder": str(job.folder)}
-    if parent and parent.tracker.run_id:
-        tags["mlflow.parentRunId"] = parent.tracker.run_id
-    job.tracker.start(params, tags)
+    params |= {f"versions.{name}": version for name, version in versions().items()}
+    tags = {"ift.version": ift.__version__, "ift.folder": str(job.folder), **lineage.provenance(Path.cwd())}
+    job.tracker.start(params, tags, parent=parent)
+    storage.write_text(job.folder / "packages.txt", lineage.packages())
+    for name in ("spec.yaml", "packages.txt"):
+        job.tracker.log_artifact(job.folder / name)
     status = "FAILED"
     try:
         yield

@@ -29,7 +29,16 @@ from ift.errors import IftError
 from ift.memory import PeakMemory
 from ift.models.adapters import Adapter
 from ift.spec import Spec
-from ift.summary import done, means, numbers_of, predictions_of, shown, tags_of
+from ift.summary import (
+    beside,
+    done,
+    means,
+    numbers_of,
+    predictions_of,
+    shown,
+    stage_numbers,
+    tags_of,
+)
 
 Manifest = dict[str, Any]
 _CHOSEN = (
@@ -38,6 +47,8 @@ _CHOSEN = (
     "activation_checkpointing",
     "micro_batch",
 )  # of a plan's choice, and of a job
+_SYSTEM_EVERY_S = 10.0  # between samples of the machine, as MLflow's own monitor has them
+_SHOWN_ITEMS = 50  # of a task or probe, in the table of predictions
 
 
 class Job:
@@ -49,7 +60,14 @@ class Job:
         from ift.tracking.run import Tracker
 
         self.spec, self.folder, self.terminal = spec, folder, terminal
-        self.tracker = Tracker(folder, spec.tracking.uri, spec.experiment, spec.name, notify=terminal.note)
+        self.tracker = Tracker(
+            folder,
+            spec.tracking.uri,
+            spec.experiment,
+            spec.name,
+            notify=terminal.note,
+            system_every=_SYSTEM_EVERY_S,
+        )
         self.cache = storage.cache_dir()
         self.selection = selection.select(spec.tasks, spec.mixture, folders=spec.task_folders)
         self.probes = probes.asked(spec.evaluate.probes)
@@ -201,6 +219,7 @@ class Job:
                 stage.note(note)
             for note in _left_out(manifest, self.folder / "prepare"):
                 stage.note(note)
+            self._tell_of_data(manifest)
             return manifest
 
         def words(m: Manifest) -> str:
@@ -210,6 +229,21 @@ class Job:
             )
 
         self._stage("prepare", work, words)
+
+    def _tell_of_data(self, manifest: Manifest) -> None:
+        """The data sets, the stream and the mixture that came out, for MLflow."""
+        from ift.tracking import lineage
+
+        tasks, rows = self.selection.tasks, manifest["mixture"]
+        self.tracker.log_inputs(lineage.datasets(tasks, manifest, trained=self.selection.trained))
+        self.tracker.log_tags(
+            {"ift.stream": manifest["hash"], "ift.templates": lineage.all_templates_digest(tasks)}
+        )
+        self.tracker.log_table("mixture", rows)
+        tokens = sum(row["tokens"] for row in rows) or 1
+        for row in rows:
+            of = {"tokens": row["tokens"] / tokens, "seen_each": row["seen_each"]}
+            self.tracker.log_metrics({f"mixture/{row['task']}/{key}": value for key, value in of.items()})
 
     def baseline(self, resources: cluster.Resources) -> None:
         self._stage(
@@ -245,13 +279,19 @@ class Job:
         if manifest:
             self.terminal.say(f"✓ {name:<9} done before: {words(manifest)}")
             return
-        with self.terminal.stage(name) as stage:
+        with self.terminal.stage(name) as stage, self.tracker.stage(name):
             started = time.monotonic()
             manifest = work(stage)
             manifest["seconds"] = time.monotonic() - started
             manifest["peak_memory_bytes"] = self.memory.take()
             storage.write_json(self.folder / name / "manifest.json", manifest)
+            self._tell_of_stage(name, manifest)
             stage.result(words(manifest))
+
+    def _tell_of_stage(self, name: str, manifest: Manifest) -> None:
+        """A stage's numbers, for its child run in MLflow, and its manifest."""
+        self.tracker.log_metrics(stage_numbers(manifest), stage=name.partition("/")[0])
+        self.tracker.log_artifact(self.folder / name / "manifest.json", name)
 
     def _evaluate(self, name: str, model_dir: Path, resources: cluster.Resources, stage: Stage) -> Manifest:
         from ift.evaluate.evaluator import write
@@ -266,6 +306,11 @@ class Job:
         took = write(self.folder / name / "predictions.parquet", predictions, seconds)
         scores = means(predictions)
         self.tracker.log_metrics({f"{name}/{key}": value for key, value in scores.items()})
+        self.tracker.log_artifact(self.folder / name / "predictions.parquet", name)
+        if name == "evaluate":
+            self.tracker.log_table(
+                "predictions", beside(self.predictions("baseline"), predictions, most=_SHOWN_ITEMS)
+            )
         return {"scores": scores, "items": len(items), "seconds_an_item": took}
 
     def predict(
@@ -324,7 +369,7 @@ class Job:
             return
         from ift.evaluate.evaluator import write
 
-        with self.terminal.stage("prompting") as stage:
+        with self.terminal.stage("prompting") as stage, self.tracker.stage("prompting"):
             started = time.monotonic()
             by_shots = {n: self._shot_items(n, stage) for n in left}
             items = [item for of_n in by_shots.values() for item in of_n]
@@ -344,6 +389,10 @@ class Job:
                 }
                 storage.write_json(folder / "manifest.json", manifest)
                 self.tracker.log_metrics({f"prompting/{n}/{key}": value for key, value in scores.items()})
+                self.tracker.log_artifact(folder / "predictions.parquet", f"prompting/{n}")
+                self.tracker.log_metrics(
+                    {f"{n}/{key}": value for key, value in stage_numbers(manifest).items()}, stage="prompting"
+                )
                 shown = _few([f"{name} {value:.2f}" for name, value in scores.items()])
                 words.append(f"{n} shot{'s' * (n > 1)}: {shown}")
             stage.result("; ".join(words))
@@ -394,7 +443,9 @@ class Job:
         fewest, most = cluster.workers_of(spec.cluster.workers, resources, spec.train.global_batch)
         shutil.rmtree(folder / "scratch", ignore_errors=True)  # candidates stay: one may wait for its score
         job = self._training_job(resources, most)
-        follower = Follower(self.folder, steps=job.steps, stage=stage, wake=self.tracker.wake)
+        follower = Follower(
+            self.folder, steps=job.steps, stage=stage, wake=self.tracker.wake, work=self._operations(job)
+        )
         stage.status(f"starting {most} workers")
         result = trainer.fit(
             job,
@@ -438,6 +489,19 @@ class Job:
             "best_step": result["best_step"],
             "reload_error": verified["relative_error"],
         }
+
+    def _operations(self, job: Any) -> Callable[[int, int], float] | None:
+        """What a step of so many tokens and supervised tokens takes; None where no peak is known to hold it against."""
+        if job.precision != "bf16":
+            return None
+        from ift.models import shape as shapes
+        from ift.models import speed
+
+        config, _ = shapes.config_of(str(self.model_dir), cache=self.cache)
+        shape, full = shapes.shape_of(config, self.spec.model.source), job.adapter is None
+        return lambda tokens, supervised: speed.operations(
+            shape, tokens=tokens, supervised=supervised, full=full
+        )
 
     def _training_job(self, resources: cluster.Resources, workers: int) -> Any:
         """The spec's values, the plan's choice and what was prepared, as the workers take them."""
@@ -510,8 +574,13 @@ class Job:
                 raise plans.refusal(found)
             if found.choice.method == "lora" and found.asked.method is None:
                 stage.note(found.why)
-            storage.write_json(self.folder / "train" / "plan.json", found.as_json())
+            self._settle(found)
             stage.result(f"{found.choice}: {found.why}")
+
+    def _settle(self, plan: Any) -> None:
+        storage.write_json(self.folder / "train" / "plan.json", plan.as_json())
+        self.tracker.log_artifact(self.folder / "train" / "plan.json", "train")
+        self.tracker.log_tags({"ift.plan": f"{plan.choice}"})
 
     def _planned(self) -> Manifest | None:
         return storage.read_json(self.folder / "train" / "plan.json")
@@ -560,7 +629,7 @@ class Job:
         choice = plans.next_choice(found, after=after)
         if choice is None or (choice.method != method and checkpoint.latest(job.checkpoints)):
             return None  # nothing less, or something that could not go on from the checkpoint
-        storage.write_json(self.folder / "train" / "plan.json", replace(found, choice=choice).as_json())
+        self._settle(replace(found, choice=choice))
         return replace(job, **self._choice()), str(choice)
 
     def _validation_score(self, model_dir: Path, *, spare_gpu: bool) -> float:
@@ -656,18 +725,20 @@ class Job:
             summary["files"] = _sizes(self.folder / "model")
             storage.write_json(self.folder / "model" / "ift.json", summary)
             self.tracker.log_metrics(numbers_of(summary))
+            self.tracker.log_tags({"ift.gate": summary["gate"]["verdict"], "mlflow.note.content": card})
             stage.status("uploading the model to MLflow")
             try:
-                mlflow["run_id"] = _wait_for_run(self.tracker)
-                mlflow["model_version"] = registry.register(
-                    mlflow["run_id"],
-                    self.folder / "model",
-                    spec.registered_name,
-                    uri=spec.tracking.uri,
-                    description=card,
-                    tags=tags_of(spec, summary),
-                    alias=alias,
-                )
+                with self.tracker.stage("register"):
+                    mlflow["run_id"] = _wait_for_run(self.tracker)
+                    mlflow["model_version"] = registry.register(
+                        mlflow["run_id"],
+                        self.folder / "model",
+                        spec.registered_name,
+                        uri=spec.tracking.uri,
+                        description=card,
+                        tags=tags_of(spec, summary),
+                        alias=alias,
+                    )
                 named = f", alias {alias}" if alias else ", not promotable: it forgot too much"
                 stage.result(f"{spec.registered_name} version {mlflow['model_version']}{named}")
             except IftError as error:
@@ -675,11 +746,12 @@ class Job:
                 stage.result("left out: MLflow does not take it")
             summary["mlflow"] = mlflow
             summary["timings"]["register"] = time.monotonic() - started
+            self.tracker.log_metrics({"seconds": summary["timings"]["register"]}, stage="register")
             summary["timings"]["total"] = sum(summary["timings"].values())
             storage.write_json(into / "summary.json", summary)
             self.write_report(into, summary)
             self.tracker.log_artifact(self.folder / "prepare" / "items.jsonl", "prepare")
-            for name in ("report.html", "summary.json", "spec.yaml"):
+            for name in ("report.html", "summary.json"):
                 self.tracker.log_artifact(into / name)
             stage.status("waiting for MLflow")
             arrived = self.tracker.close("FINISHED", timeout=5 if "error" in mlflow else 120)

@@ -94,7 +94,7 @@ def summary_of(spec: Spec, folder: Path) -> Manifest:
         },
         "timings": _timings(timed),
         "peak_memory_gib": peak / storage.GIB,
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -154,9 +154,32 @@ def numbers_of(summary: Manifest) -> dict[str, float]:
     for key in ("mean_drop", "worst_drop"):
         if summary["gate"].get(key) is not None:
             found[f"forgetting/{key}"] = summary["gate"][key]
-    found["train/tokens_per_second"] = summary["train"]["tokens_per_second"]
+    found["train/mean_tokens_per_second"] = summary["train"]["tokens_per_second"]
     found["train/final_loss"] = summary["train"]["final_loss"]
+    found["peak_memory_gib"] = summary["peak_memory_gib"]
+    found["seconds"] = sum(summary["timings"].values())
     return found
+
+
+def stage_numbers(manifest: Manifest) -> dict[str, float]:
+    """The plain numbers of a stage's manifest, and its scores."""
+    plain = {k: v for k, v in manifest.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    if (peak := plain.pop("peak_memory_bytes", None)) is not None:
+        plain["peak_memory_gib"] = peak / storage.GIB
+    return plain | {f"score/{name}": value for name, value in manifest.get("scores", {}).items()}
+
+
+def beside(before: Sequence[Manifest], after: Sequence[Manifest], *, most: int) -> list[Manifest]:
+    """The answers of both models to the same items, a row each; at most so many of each task and probe."""
+    seen: dict[str, int] = {}
+    rows = []
+    for base, tuned in zip(before, after, strict=True):
+        seen[base["name"]] = seen.get(base["name"], 0) + 1
+        if seen[base["name"]] <= most:
+            of = {"suite": base["suite"], "name": base["name"], "id": base["id"], "prompt": base["prompt"]}
+            answers = {"expected": base["expected"], "base": base["output"], "tuned": tuned["output"]}
+            rows.append({**of, **answers, "base_score": base["score"], "tuned_score": tuned["score"]})
+    return rows
 
 
 def tags_of(spec: Spec, summary: Manifest) -> dict[str, str]:
@@ -171,7 +194,8 @@ def tags_of(spec: Spec, summary: Manifest) -> dict[str, str]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python, of this package, and of what most decides how a run comes out."""
     packages = ("torch", "ray", "deepspeed", "transformers", "mlflow")
     return {"python": platform.python_version(), "ift": ift.__version__} | {
         p: metadata.version(p) for p in packages

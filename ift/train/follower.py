@@ -4,7 +4,7 @@ In:  the events that rank 0 and the trainer tell (see worker.py, trainer.py).
 Out: `metrics.jsonl`, a line a step; `validation.jsonl`, a line a validation; `events.jsonl`, a line a start, restart
      and checkpoint.
 
-    follower = Follower(run_dir, steps=45, stage=stage, wake=tracker.wake)
+    follower = Follower(run_dir, steps=45, stage=stage, wake=tracker.wake, work=lambda tokens, supervised: 1e12)
     trainer.fit(job, ..., on_event=follower)
     follower.totals()    # {"steps": 45, "tokens_per_second": 104.2, "final_loss": 0.21, ...}
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 from ift import storage
 from ift.console import Stage
+from ift.models.speed import utilization
 
 _WRITTEN = ("start", "restart", "checkpoint", "best")  # what happened to the run, for whoever asks later
 _WHY = {
@@ -27,8 +28,18 @@ _WHY = {
 class Follower:
     """What `trainer.fit` calls with each event."""
 
-    def __init__(self, folder: Path, *, steps: int, stage: Stage, wake: Callable[[], None]) -> None:
-        self._folder, self._steps, self._stage, self._wake = folder, steps, stage, wake
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        steps: int,
+        stage: Stage,
+        wake: Callable[[], None],
+        work: Callable[[int, int], float] | None = None,
+    ) -> None:
+        """`work` says how many operations a step of so many tokens and supervised tokens takes, for its MFU."""
+        self._folder, self._steps, self._stage, self._wake, self._work = folder, steps, stage, wake, work
+        self._devices = ("cpu", 1)  # what the workers train on, and how many they are
         for name in ("metrics.jsonl", "validation.jsonl", "events.jsonl"):
             storage.drop_half_line(folder / name)
         self._metrics = storage.read_jsonl(folder / "metrics.jsonl")
@@ -42,9 +53,10 @@ class Follower:
         kind = event.pop("kind")
         if kind == "step":
             # after a restart, steps come again that are written down already; they are the same
+            event |= self._speed(event)
             if not self._metrics or event["step"] > self._metrics[-1]["step"]:
                 self._append("metrics.jsonl", self._metrics, event)
-            rate = event["supervised_tokens"] / event["seconds"]
+            rate = event["supervised_tokens_per_second"]
             self._stage.progress(
                 event["step"],
                 self._steps,
@@ -54,6 +66,7 @@ class Follower:
             if not any(line["step"] == event["step"] for line in self._validation):
                 self._append("validation.jsonl", self._validation, {**event, "time": time.time()})
         elif kind == "start":
+            self._devices = (event["device"], event["world"])
             if event["step"]:
                 workers = f"{event['world']} worker{'s' * (event['world'] > 1)}"
                 self._stage.note(f"training goes on from the checkpoint of step {event['step']:,}, {workers}")
@@ -63,6 +76,20 @@ class Follower:
             self._stage.note(event["text"])
         elif kind == "status":
             self._stage.status(event["text"])
+
+    def _speed(self, event: Mapping[str, Any]) -> dict[str, float]:
+        """Tokens a second, and the share of the GPUs' peak where it is known."""
+        seconds = event["seconds"]
+        found = {
+            "tokens_per_second": event["tokens"] / seconds,
+            "supervised_tokens_per_second": event["supervised_tokens"] / seconds,
+        }
+        device, count = self._devices
+        if self._work and device != "cpu":
+            work = self._work(event["tokens"], event["supervised_tokens"])
+            share = utilization(work, seconds=seconds, device=device, count=count)
+            found |= {"mfu": share} if share is not None else {}
+        return found
 
     def _append(self, name: str, lines: list[dict[str, Any]], line: dict[str, Any]) -> None:
         lines.append(line)

@@ -69,8 +69,10 @@ def train(
     for step in steps:
         started = time.monotonic()
         micro_batches = next(batches)
-        counts = torch.stack([_counts(batch) for batch in micro_batches])
-        tokens, weight, *supervised = engine.sum(counts.sum(0)).tolist()
+        waited = time.monotonic() - started
+        counts = torch.stack([_counts(batch) for batch in micro_batches]).sum(0)
+        shared = engine.sum(torch.cat([counts.new_tensor([1.0, waited]), counts])).tolist()
+        ranks, waited, places, tokens, weight, *supervised = shared
         sums = []
         for batch in micro_batches:
             prepare(batch)
@@ -94,6 +96,8 @@ def train(
             "grad_norm": grad_norm,
             "supervised_tokens": int(sum(supervised)),
             "tokens": int(tokens),
+            "padding": 1 - tokens / places,
+            "data_seconds": waited / ranks,
             "seconds": time.monotonic() - started,
             "time": time.time(),
         }
@@ -122,9 +126,9 @@ def validate(engine: Engine, batches: Sequence[Batch]) -> float:
 
 
 def _counts(batch: Batch) -> torch.Tensor:
-    """Tokens, the weight of the supervised ones, and how many of these each task has. float64."""
+    """Tokens with and without padding, the weight of the supervised ones, how many of these each task has. float64."""
     weights = batch.weights.double()
-    whole = torch.stack([weights.new_tensor(batch.tokens), weights.sum()])
+    whole = torch.cat([weights.new_tensor([batch.places, batch.tokens]), weights.sum()[None]])
     return torch.cat([whole, _by_task(batch, torch.ones_like(weights))])
 
 

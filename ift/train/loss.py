@@ -68,6 +68,11 @@ class Batch(ABC):
 
     @property
     @abstractmethod
+    def places(self) -> int:
+        """Tokens with padding: what the model computes."""
+
+    @property
+    @abstractmethod
     def embedded(self) -> list[list[slice]]:
         """Which tokens of each pack are embedded: by the model, or by its encoder and by its decoder."""
 
@@ -101,6 +106,10 @@ class PackBatch(Batch):
         return logits.reshape(-1, logits.shape[-1])
 
     @property
+    def places(self) -> int:
+        return self.input_ids.numel()
+
+    @property
     def embedded(self) -> list[list[slice]]:
         """All of them."""
         return [[slice(None)] * len(self.documents)]
@@ -124,6 +133,10 @@ class PairBatch(Batch):
             use_cache=False,
         ).logits
         return logits[self.labels != _IGNORED]
+
+    @property
+    def places(self) -> int:
+        return self.input_ids.numel() + self.labels.numel()
 
     @property
     def embedded(self) -> list[list[slice]]:

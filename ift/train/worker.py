@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from ift import places
+from ift import places, storage
 from ift.data.stream import Pack, Stream
 from ift.errors import IftError
 from ift.models import attention, base
@@ -125,7 +126,8 @@ class Worker:
         """Train what is left. Rank 0's summary, or `{"paused": why}` where the driver asked for it."""
         job = self.job
         first = self._load(self.found) if self.found else 0
-        self.tell(kind="start", step=first, world=self.world, attention=self.attention)
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        self.tell(kind="start", step=first, world=self.world, attention=self.attention, device=device)
         part = Part(job.global_batch, job.packs, self.rank, self.world, job.micro_batch)
         held_out = Stream(job.validation_dir)
         self.validation = [
@@ -176,7 +178,7 @@ class Worker:
         """Tell of the step, look at the held-out packs, keep a checkpoint; True where training ends here."""
         job, step = self.job, int(metrics["step"])
         self.done = step
-        self.tell(kind="step", **metrics)
+        self.tell(kind="step", **metrics, memory_gib=self._memory() / storage.GIB)
         keep = job.checkpoint_due(step)
         if step in job.validations() and self.validation:
             keep = self._validate(step) or keep
@@ -187,6 +189,12 @@ class Worker:
         if (keep or late or pause) and step < job.steps:
             self._save(step)
         return bool(pause) or self.best.should_stop or self.spent
+
+    def _memory(self) -> int:
+        """What this rank takes: the most of its GPU's memory so far, or its process now. Bytes."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return int(psutil.Process().memory_info().rss)
 
     def _asked(self) -> tuple[str, bool]:
         """Why the driver wants a pause ("" if it does not), and whether a checkpoint is late. Alike on all ranks."""
