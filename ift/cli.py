@@ -460,6 +460,27 @@ def rollback(name: str, alias: str, reason: str, uri: str) -> None:
     promoting.rollback(_resolved(uri), name, alias, terminal=Terminal(widened(None)), reason=reason)
 
 
+@cli.command(short_help="Run a registered version once more, and compare.")
+@click.argument("name")
+@click.argument("version", metavar="VERSION")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME-VERSION-again]"
+)
+@_URI
+def reproduce(name: str, version: str, output: Path | None, uri: str) -> None:
+    """Run VERSION of the model NAME once more, from the spec that its run has left in MLflow, and compare.
+
+    The stream must be the same to the byte, and on the same kind of hardware the losses too. Nothing is registered.
+    """
+    from ift import reproducing
+    from ift.console import own_terminal
+
+    folder = (output or Path("runs") / f"{name}-{version.removeprefix('@')}-again").absolute()
+    with own_terminal(folder / "run.log") as terminal:
+        found = reproducing.reproduce(_resolved(uri), name, version, folder, terminal=terminal)
+    sys.exit(0 if found["losses"] is not False else 1)
+
+
 @cli.command(short_help="Check aliases that people set in MLflow's pages.")
 @click.argument("names", metavar="[NAME]…", nargs=-1)
 @click.option("--alias", "aliases", multiple=True, help="An alias to watch.  [default: champion]")

@@ -83,6 +83,16 @@ def prepare(spec: Spec, folder: Path, terminal: Terminal) -> Manifest:
     return manifest
 
 
+def measure(spec: Spec, folder: Path, terminal: Terminal) -> Manifest:
+    """Everything but registering: what the run came to, as `summary.json` would have it."""
+    claim(folder, spec)
+    job = Job(spec, folder, terminal)
+    job.check()
+    with tracked(job):
+        _work(job)
+    return summary_of(spec, folder)
+
+
 def compare(spec: Spec, folder: Path, terminal: Terminal, *, lora: bool) -> list[Manifest]:
     """Would prompting have done: the run, the base model behind `evaluate.shots`, and where asked a run with LoRA.
 

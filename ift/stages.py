@@ -101,9 +101,15 @@ class Job:
         from ift.models import base
 
         model = self.spec.model
+        self.registered: str | None = (
+            None  # the version that the model is of, where it came from the registry
+        )
         with self.terminal.stage("model") as stage:
+            source = model.source
+            if source.startswith("models:/"):
+                source = str(self._from_registry(source, stage))
             folder = base.resolve(
-                model.source,
+                source,
                 cache=self.cache,
                 revision=model.revision,
                 sha256=model.sha256,
@@ -118,6 +124,19 @@ class Job:
                 )
             self.parameters = base.parameter_count(folder)
             stage.result(f"{self.parameters / 1e6:,.1f} M parameters in {folder}")
+        return folder
+
+    def _from_registry(self, source: str, stage: Stage) -> Path:
+        """The folder of a version of a registered model, fetched once."""
+        from ift.tracking.registry import Registry
+
+        registry = Registry(self.spec.tracking.uri)
+        version = registry.named(source)
+        self.registered = str(version)
+        folder = self.cache / "models" / f"{version.name}-{version.number}-{version.run_id}"
+        if not folder.exists():
+            stage.status(f"fetching {version} from MLflow")
+            registry.pull(version, folder)
         return folder
 
     def check(self) -> None:
@@ -705,9 +724,11 @@ class Job:
         """
         from ift.models import adapters
         from ift.tracking import card as cards
-        from ift.tracking import gate, registry
+        from ift.tracking import gate, lineage, registry
 
         spec, summary = self.spec, {**summary, "report": str(into / "report.html")}
+        if self.registered:
+            summary["model"] = {**summary["model"], "registered": self.registered}
         promotable = spec.forgetting.on_breach == "warn" or not gate.breached(summary["gate"])
         alias = "candidate" if promotable else None
         with self.terminal.stage("register") as stage:
@@ -727,6 +748,7 @@ class Job:
             self.tracker.log_metrics(numbers_of(summary))
             self.tracker.log_tags({"ift.gate": summary["gate"]["verdict"], "mlflow.note.content": card})
             stage.status("uploading the model to MLflow")
+            templates = lineage.all_templates_digest(self.selection.tasks)
             try:
                 with self.tracker.stage("register"):
                     mlflow["run_id"] = _wait_for_run(self.tracker)
@@ -736,7 +758,7 @@ class Job:
                         spec.registered_name,
                         uri=spec.tracking.uri,
                         description=card,
-                        tags=tags_of(spec, summary),
+                        tags={**tags_of(spec, summary), "ift.templates": templates},
                         alias=alias,
                     )
                 named = f", alias {alias}" if alias else ", not promotable: it forgot too much"

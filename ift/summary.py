@@ -6,6 +6,8 @@ Out: `summary.json`'s content, the same as MLflow's metrics and tags.
     summary_of(spec, Path("runs/quickstart"))["gate"]["verdict"]    # 'pass'
 """
 
+import hashlib
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -91,6 +93,7 @@ def summary_of(spec: Spec, folder: Path) -> Manifest:
         "data": {
             "decontaminate": spec.data.decontaminate,
             "contaminated": sum(kinds.get("contaminated", 0) for kinds in prepared["dropped"].values()),
+            "digest": _digest({name: of["files"] for name, of in prepared["inputs"].items()}),
         },
         "timings": _timings(timed),
         "peak_memory_gib": peak / storage.GIB,
@@ -184,14 +187,29 @@ def beside(before: Sequence[Manifest], after: Sequence[Manifest], *, most: int) 
 
 def tags_of(spec: Spec, summary: Manifest) -> dict[str, str]:
     """What a registered version is told apart by."""
+    source, registered = spec.model.source, summary["model"].get("registered")
     return {
         "ift.version": ift.__version__,
-        "ift.base_model": spec.model.source,
-        "ift.base_pin": spec.model.revision or spec.model.sha256 or "",
+        "ift.base_model": source,
+        "ift.base_pin": registered or spec.model.revision or spec.model.sha256 or "",
+        **({"ift.parent": registered} if registered else {}),
+        "ift.spec": spec_digest(spec),
         "ift.stream": summary["stream"]["hash"],
+        "ift.data": summary["data"]["digest"],
+        "ift.device": f"{summary['train']['workers']} × {summary['train']['device']}",
         "ift.gate": summary["gate"]["verdict"],
         "ift.run_fingerprint": f"{summary['stream']['hash']}/{summary['train']['finished']}",
     }
+
+
+def spec_digest(spec: Spec) -> str:
+    """A digest of what a run is; where it happens (`tracking`, `cluster`) does not count."""
+    return _digest(spec.model_dump(by_alias=True, mode="json", exclude={"tracking", "cluster"}))
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -270,6 +270,14 @@ class Registry:
             params = self.client.get_run(version.run_id).data.params
         return {key: value for key, value in params.items() if not key.startswith("ift.move.")}
 
+    def losses(self, version: Version) -> dict[int, float]:
+        """The training loss of each step of its run."""
+        if not version.run_id:
+            return {}
+        with self.errors("read"):
+            history = self.client.get_metric_history(version.run_id, "train/loss")
+        return {int(metric.step): float(metric.value) for metric in history}
+
     def run_is_active(self, run_id: str) -> bool:
         """Whether the run is there and was not deleted."""
         from mlflow.exceptions import MlflowException

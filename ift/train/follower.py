@@ -9,8 +9,11 @@ Out: `metrics.jsonl`, a line a step; `validation.jsonl`, a line a validation; `e
     follower.totals()    # {"steps": 45, "tokens_per_second": 104.2, "final_loss": 0.21, ...}
 """
 
+import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,16 @@ _WHY = {
     "preemption": "a worker's node will go",
     "growth": "there is room for more workers",
 }
+
+
+@lru_cache(maxsize=1)
+def processor() -> str:
+    """The name of this machine's processor."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 class Follower:
@@ -108,5 +121,6 @@ class Follower:
             "first_loss": self._metrics[0]["loss"],
             "validation_loss": self._validation[-1]["loss"] if self._validation else None,
             "restarts": sum(event["kind"] == "restart" for event in self._events),
+            "device": processor() if self._devices[0] == "cpu" else self._devices[0],
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ift import storage
+from ift import spec, storage
 from ift.evaluate import forgetting
 from ift.evaluate.evaluator import write
 from ift.summary import tags_of
@@ -81,13 +81,15 @@ def make_version(
             "finished": uuid.uuid4().hex,
             "steps": 3,
             "workers": 1,
+            "device": "cpu",
         },
         "stream": {"hash": f"{items}-4f1c", "examples": 600},
         "licenses": {"reviews": "MIT"},
-        "data": {"decontaminate": 13, "contaminated": 2},
+        "data": {"decontaminate": 13, "contaminated": 2, "digest": "d"},
         "files": {"config.json": 23, "model.safetensors": weights},
-        **(summary or {}),
     }
+    for key, value in (summary or {}).items():
+        found[key] = {**found[key], **value} if key in ("train", "data") else value
     storage.write_json(folder / "model" / "ift.json", found)
     for stage, answers in (("baseline", before), ("evaluate", after)):
         write(folder / stage / "predictions.parquet", answers, [0.0] * len(answers))
@@ -97,13 +99,8 @@ def make_version(
         tracker.log_artifact(folder / stage / "predictions.parquet", stage)
     assert tracker.close()
     page = card.describe(found)
-    return register(
-        tracker.run_id, folder / "model", name, uri=uri, description=page, tags=tags_of(_Spec(), found)
+    (folder / "spec.yaml").write_text(
+        f"name: {name}\nmodel: {{source: someone/base, revision: main}}\ntasks: [rotten_tomatoes]\n"
     )
-
-
-class _Spec:
-    """What `tags_of` reads of a spec."""
-
-    class model:
-        source, revision, sha256 = "someone/base", "main", None
+    tags = tags_of(spec.load(folder / "spec.yaml"), found)
+    return register(tracker.run_id, folder / "model", name, uri=uri, description=page, tags=tags)

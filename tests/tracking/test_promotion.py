@@ -73,7 +73,12 @@ def test_a_good_version_passes_on_every_line_and_gets_the_alias(uri: str, tmp_pa
     ("change", "check", "verdict", "words"),
     [
         ({"data": {"decontaminate": 0}}, "leaks", "fail", "training rows were not searched for test items"),
-        ({"data": None}, "leaks", "unclear", "it is not known whether training rows hold test items"),
+        (
+            {"data": {"decontaminate": None}},
+            "leaks",
+            "unclear",
+            "it is not known whether training rows hold test items",
+        ),
         (
             {"licenses": {"reviews": "CC BY-NC-SA 4.0"}},
             "licence of reviews",
@@ -88,7 +93,7 @@ def test_a_good_version_passes_on_every_line_and_gets_the_alias(uri: str, tmp_pa
             "not in MLflow any more: gone",
         ),
         ({"files": {"config.json": 24}}, "export", "fail", "config.json has 23 bytes, 24 were written"),
-        ({"train": {"finished": "x", "reload_error": 0.5}}, "export", "fail", "reloaded with other logits"),
+        ({"train": {"reload_error": 0.5}}, "export", "fail", "reloaded with other logits"),
     ],
 )
 def test_what_stands_in_the_way_is_named(
