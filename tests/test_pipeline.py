@@ -250,6 +250,30 @@ def test_a_sequence_that_ends_with_the_same_model_forgot_nothing(finished: Finis
     assert "backward transfer +0.00" in done.output
 
 
+def test_a_version_is_reproduced_to_the_bit_and_other_rows_are_told_before_training(
+    finished: Finished,
+) -> None:
+    folder = finished.folder.parents[1]
+    again = ift(folder, "reproduce", "tiny", "1", name="tiny-1-again")
+    assert again.status == 0, again.output
+    found = storage.read_json(again.folder / "reproduced.json") or {}
+    assert (found["stream"], found["same_kind"], found["losses"]) == (True, True, True)
+    assert (found["steps"], found["worst_difference"]) == (len(finished.losses), 0.0)
+    assert all(row["then"] == row["now"] for row in found["scores"])
+    assert "tiny/1: reproduced" in again.output
+    assert not (again.folder / "register").exists()
+    rows = folder / "rows.jsonl"
+    text = rows.read_text(encoding="utf-8")
+    try:
+        rows.write_text(text.replace("good", "fine"), encoding="utf-8")
+        refused = ift(folder, "reproduce", "tiny", "1", "--output", "other")
+    finally:
+        rows.write_text(text, encoding="utf-8")
+    assert refused.status == 2
+    assert "the stream of tiny/1 cannot be made again: sha256:" in refused.output
+    assert not (folder / "other" / "train").exists()
+
+
 def test_a_run_that_forgets_too_much_is_followed_by_one_with_lora(tmp_path: Path, tiny_model: Path) -> None:
     """A learning rate that ruins all weights; the adapter's ruins less."""
     train = {"epochs": 2, "global_batch": 4, "learning_rate": 0.9, "zero_stage": 2}

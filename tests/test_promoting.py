@@ -1,0 +1,125 @@
+"""`ift promote`, `rollback`, `guard` and `models` as people type them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from tracking.made import make_version
+
+from ift.cli import cli
+from ift.errors import IftError
+from ift.reproducing import compared
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three versions: a good one, one that forgot, a better one."""
+    folder = tmp_path_factory.mktemp("registry")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    for name, tuned in (("a", (0.8, 0.8)), ("b", (0.9, 0.5)), ("c", (0.95, 0.8))):
+        make_version(uri, folder / name, "reviews", tuned=tuned)
+    return folder
+
+
+def ift(folder: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(cli, [*arguments, "--uri", f"sqlite:///{folder}/mlflow.db"])
+
+
+def test_from_the_list_of_models_to_a_rollback(folder: Path) -> None:
+    listed = ift(folder, "models", "list")
+    assert listed.exit_code == 0, listed.output
+    assert "reviews" in listed.output
+    assert "candidate 3" in listed.output
+
+    first = ift(folder, "promote", "reviews", "1", "--to", "champion")
+    assert "nobody holds it yet" in first.output
+    assert "champion of reviews is version 1 now\n" in first.output
+
+    refused = ift(folder, "promote", "reviews", "2", "--to", "champion")
+    assert isinstance(refused.exception, IftError)
+    assert "version 2 of reviews is not promoted to champion: probe words (accuracy): fail" in str(
+        refused.exception
+    )
+    assert "probe words (accuracy) against version 1" in refused.output
+
+    second = ift(folder, "promote", "reviews", "@candidate", "--to", "champion")
+    assert "champion of reviews is version 3 now, in the place of version 1" in second.output
+    again = ift(folder, "promote", "reviews", "3", "--to", "champion")
+    assert "champion of reviews is version 3 already: nothing to do" in again.output
+
+    back = ift(folder, "rollback", "reviews", "--reason", "complaints")
+    assert "champion of reviews is version 1 again, in the place of version 3" in back.output
+    shown = ift(folder, "models", "show", "reviews")
+    assert "version 1, rolled back by " in shown.output
+    assert ": complaints" in shown.output
+    moves = json.loads(ift(folder, "models", "show", "reviews", "--json").output)["moves"]["champion"]
+    assert [move["version"] for move in moves] == [1, 3, 1]
+
+
+def test_what_tells_two_versions_apart(folder: Path) -> None:
+    found = json.loads(ift(folder, "models", "diff", "reviews/1", "reviews/2", "--json").output)
+    assert found["tasks"]["reviews"] == pytest.approx([0.8, 0.9], abs=0.01)
+    assert found["probes"]["words"] == pytest.approx([0.8, 0.5], abs=0.01)
+    assert found["spec"] == {}
+    printed = ift(folder, "models", "diff", "reviews/1", "reviews/2").output
+    assert "words" in printed
+    assert "-0.300" in printed
+    assert "do not differ" in ift(folder, "models", "diff", "reviews/1", "reviews/1").output
+
+
+def test_a_versions_card_and_its_files(folder: Path) -> None:
+    card = ift(folder, "models", "show", "reviews", "2").output
+    assert "What it forgot" in card
+    assert "ift.gate" in card
+    pulled = ift(folder, "models", "pull", "reviews/2", str(folder / "out"))
+    assert pulled.exit_code == 0, pulled.output
+    assert (folder / "out" / "model.safetensors").stat().st_size == 1000
+
+
+def test_the_guard_looks_once(folder: Path) -> None:
+    from ift.tracking.client import mlflow_client
+
+    client = mlflow_client(f"sqlite:///{folder}/mlflow.db")
+    client.set_registered_model_alias("reviews", "production", "2")
+    seen = ift(folder, "guard", "--alias", "production", "--once", "--enforce")
+    assert seen.exit_code == 1
+    assert (
+        "production was set to version 2 of reviews in MLflow, and the gate says fail, taken away"
+        in seen.output
+    )
+    assert "fail: probe words (accuracy): drop +0.300" in seen.output
+    quiet = ift(folder, "guard", "--alias", "production", "--once")
+    assert quiet.exit_code == 0
+    assert "nothing was moved by other means than ift: production" in quiet.output
+
+
+def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    for arguments in (
+        ["models", "list"],
+        ["promote", "reviews", "1", "--to", "champion"],
+        ["rollback", "reviews"],
+    ):
+        done = ift(tmp_path, *arguments)
+        assert isinstance(done.exception, IftError)
+        assert "no tracking database at" in str(done.exception)
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_losses_are_judged_on_the_same_kind_of_hardware_only() -> None:
+    row = {"name": "reviews", "tuned": {"value": 0.9}}
+    run = {
+        "stream": {"hash": "x"},
+        "train": {"device": "cpu", "workers": 2, "precision": "fp32"},
+        "task": [row],
+        "probes": [],
+    }
+    same = compared(run, run, {1: 2.0, 2: 1.0}, {1: 2.0, 2: 1.0})
+    assert (same["losses"], same["worst_difference"]) == (True, 0.0)
+    assert compared(run, run, {1: 2.0}, {1: 2.0000001})["losses"] is False
+    assert compared(run, run, {1: 2.0, 2: 1.0}, {1: 2.0})["losses"] is False  # a step is missing
+    other = {**run, "train": {**run["train"], "workers": 1}}
+    assert compared(run, other, {1: 2.0}, {1: 2.1})["losses"] is None
+    gpu = {**run, "train": {**run["train"], "gpu_peak_memory_gib": 3.0}}
+    assert compared(gpu, gpu, {1: 2.0}, {1: 2.001})["losses"] is True
+    assert compared(gpu, gpu, {1: 2.0}, {1: 2.1})["losses"] is False
