@@ -20,6 +20,7 @@ FLOORS = [
     ["cli"],
     ["pipeline", "inspection", "looking", "chatting", "listing", "merging", "evaluating"],
     ["stages"],
+    ["reporting"],
     ["planning", "summary"],
     ["train", "tracking"],
     ["data", "evaluate"],
