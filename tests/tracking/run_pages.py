@@ -289,6 +289,8 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        if tag in ("td", "th", "dt", "dd"):
+            self.words.append(" ")
 
     def handle_data(self, data: str) -> None:
         if not self.open or self.open[-1] not in ("style", "script"):

@@ -4,7 +4,6 @@
   const section = document.getElementById("predictions");
   if (!section) return;
   const find = (name) => section.querySelector(`[data-control="${name}"]`);
-  const controls = section.querySelector(".controls");
   const rows = Array.from(section.querySelectorAll(".prediction"));
   const [text, task, change, marks] = ["text", "task", "change", "marks"].map(find);
   const [told, more, all] = ["told", "more", "all"].map(find);
@@ -50,7 +49,8 @@
     limit = Infinity;
     show();
   });
-  controls.hidden = false;
+  for (const hidden of section.querySelectorAll(".controls")) hidden.hidden = false;
+  find("without").hidden = true;
   section.classList.add("searchable");
   show();
 })();
