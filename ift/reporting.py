@@ -94,12 +94,17 @@ def record_of(spec: Spec, folder: Path, summary: Manifest) -> Record:
         summary=summary,
         metrics=storage.read_jsonl(folder / "metrics.jsonl"),
         validation=storage.read_jsonl(folder / "validation.jsonl"),
-        before=predictions_of(folder, "baseline"),
-        after=predictions_of(folder, "evaluate"),
+        before=_predictions(folder, "baseline"),
+        after=_predictions(folder, "evaluate"),
         lengths=stream_lengths(folder / "prepare" / "stream"),
         settings=dict(specs.flatten(spec.model_dump(by_alias=True, mode="json"))),
         spec=specs.dump(spec),
     )
+
+
+def _predictions(folder: Path, stage: str) -> list[Manifest]:
+    """None where somebody made room: the page is worth having without them, and says so."""
+    return predictions_of(folder, stage) if (folder / stage / "predictions.parquet").is_file() else []
 
 
 def stream_lengths(folder: Path) -> dict[str, dict[int, int]]:

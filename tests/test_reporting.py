@@ -191,6 +191,16 @@ def test_a_run_without_a_summary_whose_stages_are_done(
     assert read(run).summary == made
 
 
+def test_a_page_without_what_was_deleted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "tiny")
+    for stage in STAGES:
+        shutil.rmtree(run / stage)
+    report([run], None)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "No predictions were kept." in page
+    assert "films: accuracy 0.00 → 0.50" in page
+
+
 def test_lengths_of_a_stream_are_counted_by_task(tmp_path: Path) -> None:
     run = make_run(tmp_path / "tiny")
     assert stream_lengths(run / "prepare" / "stream") == {"films": {3: 2}, "titles": {2: 1}}

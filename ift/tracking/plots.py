@@ -435,12 +435,13 @@ def _throughput(steps: Sequence[Row], key: str) -> Points:
 def _tasks(losses: Mapping[str, Points], wide: bool) -> Any:
     """A small panel a task: its loss at each step, and smoothed."""
     shown = list(losses.items())[:TASKS_DRAWN]
-    across = 4 if wide else 2
-    width, gap, left = (170, 216, 46) if wide else (128, 176, 36)
+    across = min(4, len(shown)) if wide else 2
+    gap, left = (824 // across, 46) if wide else (156, 36)
+    width = gap - left
     figure, axes = figure_of(wide, 138 * -(-len(shown) // across) + 12)
     panels = []
     for i, (name, points) in enumerate(shown):
-        panel = axes(left + gap * (i % across), 26 + 138 * (i // across), width, 84)
+        panel = axes(left + (gap + 14) * (i % across), 26 + 138 * (i // across), width, 84)
         panel.set_title(clip(name, 22 if wide else 16))
         mean = smooth([(step, loss, 1.0) for step, loss in points])
         line(panel, thin(points, _TASK_POINTS), color=TUNED, linewidth=1.0, alpha=0.45 if mean else 1.0)

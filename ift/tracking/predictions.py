@@ -22,7 +22,7 @@ from ift.tracking.words import Row, as_float, as_text, clip, number, percent
 
 ROWS = 2_000
 LONGEST_TEXT = 1_500  # characters of one prompt or answer; what is left out is counted on the page
-MOST_TEXT = 1_500_000  # characters of all rows: the page stays below a few MB
+MOST_TEXT = 2_500_000  # characters of all rows: the page stays below a few MB
 _FOLDED = 140  # characters of a text that is shown as it is; a longer prompt or reference opens on a click
 _WORD = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff]|[^\s\u2e80-\u9fff\uf900-\ufaff]+")
 
