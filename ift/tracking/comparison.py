@@ -104,7 +104,7 @@ def write_comparison(path: Path, runs: Mapping[str, Record]) -> None:
             {
                 "id": "costs",
                 "title": "Plan, speed, memory, time",
-                "rows": _costs(summaries),
+                "rows": _costs(records, summaries),
                 "note": "",
                 "none": "Nothing was recorded.",
             },
@@ -212,13 +212,14 @@ def _setting(values: Row, key: str) -> str:
     return shorten("none" if value is None else as_text(value), _LONGEST)
 
 
-def _costs(summaries: Sequence[Row]) -> list[tuple[str, list[str]]]:
+def _costs(records: Sequence[Record], summaries: Sequence[Row]) -> list[tuple[str, list[str]]]:
     """How each run went: what was planned, how fast, in how much memory, how long. What no run has is left out."""
     rows: list[tuple[str, list[Any]]] = []
     for section, key in _COSTS:
         values = [mapping(summary.get(section)).get(key) for summary in summaries]
         shown = {"method": method, "fill": percent}.get(key, fact)
         rows.append((label(key), [None if value is None else shown(value) for value in values]))
+    rows.append(("Supervised tokens a second", [_supervised_rate(record.metrics) for record in records]))
     peaks = [summary.get("peak_memory_gib") for summary in summaries]
     rows.append(
         ("Peak memory of all processes, GiB", [None if peak is None else fact(peak) for peak in peaks])
@@ -230,3 +231,14 @@ def _costs(summaries: Sequence[Row]) -> list[tuple[str, list[str]]]:
         ]
         rows.append((f"Time: {clip(stage, 60)}", took))
     return [(name, [value or "–" for value in values]) for name, values in rows if any(values)]
+
+
+def _supervised_rate(metrics: Sequence[Row]) -> str | None:
+    """Supervised tokens a second of stepping, over all steps that were timed."""
+    timed = [
+        (tokens, seconds)
+        for row in metrics
+        if math.isfinite(tokens := as_float(row.get("supervised_tokens")))
+        and (seconds := as_float(row.get("seconds"))) > 0
+    ]
+    return fact(sum(tokens for tokens, _ in timed) / sum(seconds for _, seconds in timed)) if timed else None

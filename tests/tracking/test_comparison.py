@@ -61,6 +61,8 @@ def test_two_runs_side_by_side(tmp_path: Path) -> None:
     assert "train.learning_rate 3e-05 0.0005" in page.text
     assert "Method all weights LoRA" in page.text
     assert "Tokens a second 101.2 287.9" in page.text
+    rate = sum(r["supervised_tokens"] for r in make_metrics()) / sum(r["seconds"] for r in make_metrics())
+    assert f"Supervised tokens a second {rate:.4g} {rate:.4g}" in page.text
     assert "Time: train 7 min 0 s 3 min 19 s" in page.text
     differences = html.split('id="differences"')[1].split("</section>")[0]
     assert "seed" not in differences  # the same in both
