@@ -12,6 +12,7 @@
     train/         the loss, the loop, the ZeRO workers under Ray Train
     evaluate/      scores of any model folder, and what tuning made it forget
     tracking/      MLflow runs, the gate, the registry, the report
+    reporting.py   `ift report`: pages out of run folders
     packages.py    files out of packages on a package index
     storage.py     run folders, manifests, room on disk
     cluster.py     Ray: start, connect, stop

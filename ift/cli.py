@@ -5,6 +5,7 @@
     ift inspect jobs/quickstart.yaml
     ift evaluate runs/quickstart --against HuggingFaceTB/SmolLM2-135M-Instruct
     ift compare jobs/quickstart.yaml --shots 1,3,5
+    ift report runs/quickstart runs/other
     ift chat runs/quickstart
     ift merge runs/adapter merged
     ift ui
@@ -335,6 +336,24 @@ def transfer(runs: Sequence[str], address: str | None, output: Path | None) -> N
     folder = (output or Path("evaluations") / "transfer").absolute()
     with own_terminal(folder / "evaluate.log") as terminal:
         evaluating.transfer(runs, terminal=terminal, output=folder, address=address)
+
+
+@cli.command(short_help="Write a run's page, or compare runs.")
+@click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where the page goes.  [default: RUN/report.html; of several runs comparison.html]",
+)
+def report(runs: Sequence[Path], output: Path | None) -> None:
+    """Write the page of a finished run again, or one page that compares several.
+
+    The page is one file that opens without a network. RUN is a run's folder.
+    """
+    from ift import reporting
+
+    reporting.report(runs, output)
 
 
 @cli.command(short_help="Talk to a model.")

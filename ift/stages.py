@@ -783,17 +783,10 @@ class Job:
 
     def write_report(self, into: Path, summary: Manifest) -> None:
         """The run in pictures, in the folder `into`."""
-        from ift.evaluate import forgetting
-        from ift.tracking import report
+        from ift import reporting
+        from ift.tracking.report import write_report
 
-        report.write_report(
-            into / "report.html",
-            summary,
-            storage.read_jsonl(self.folder / "metrics.jsonl"),
-            storage.read_jsonl(self.folder / "validation.jsonl"),
-            forgetting.side_by_side(self.predictions("baseline"), self.predictions("evaluate")),
-            specs.dump(shown(self.spec)),
-        )
+        write_report(into / "report.html", reporting.record_of(self.spec, self.folder, summary))
 
     def predictions(self, stage: str) -> list[Manifest]:
         return predictions_of(self.folder, stage)

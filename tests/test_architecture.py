@@ -21,6 +21,7 @@ FLOORS = [
     ["versions", "reproducing"],
     ["pipeline", "inspection", "looking", "chatting", "listing", "merging", "evaluating", "promoting"],
     ["stages"],
+    ["reporting"],
     ["planning", "summary"],
     ["train", "tracking"],
     ["data", "evaluate"],

@@ -178,34 +178,3 @@ def backward_transfer(scores: Sequence[Sequence[float]]) -> float:
 def _words(predictions: Any) -> float:
     """Median length of the answers, in words."""
     return float(np.median([len(p["output"].split()) for p in predictions]))
-
-
-def side_by_side(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], count: int = 10
-) -> list[dict[str, Any]]:
-    """Some answers before and after, for people to read: those that changed first, half of them from the tasks."""
-    pairs = [
-        {
-            "task": b["name"],
-            "id": b["id"],
-            "prompt": b["prompt"],
-            "expected": b["expected"],
-            "before": b["output"],
-            "after": a["output"],
-            "before_ok": bool(b["score"]),
-            "after_ok": bool(a["score"]),
-            "suite": b["suite"],
-        }
-        for b, a in zip(before, after, strict=True)
-        if b["kind"] != "reference"
-    ]
-
-    def rank(pair: Mapping[str, Any]) -> tuple[bool, bool]:
-        return pair["before_ok"] == pair["after_ok"], pair["before"] == pair["after"]
-
-    tasks = sorted((p for p in pairs if p["suite"] != "probe"), key=rank)[: count // 2]
-    written = {b["name"] for b in before if b["kind"] == "generation"}
-    probes = sorted(
-        (p for p in pairs if p["suite"] == "probe"), key=lambda p: (p["task"] not in written, *rank(p))
-    )
-    return tasks + probes[: count - len(tasks)]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ift.evaluate.forgetting import compare, side_by_side
+from ift.evaluate.forgetting import compare
 from ift.evaluate.statistics import interval
 
 SCORES = st.lists(st.floats(0, 4), min_size=1, max_size=12)
@@ -151,24 +151,3 @@ def test_tasks_gain_and_probes_drop_each_in_the_items_order() -> None:
 def test_other_items_are_refused(after: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match="not asked the same items"):
         compare(predictions([1, 0]), after)
-
-
-def test_written_answers_come_before_choices_and_references_are_left_out() -> None:
-    """References stand between the others: they must not shift which probes count as written."""
-    kinds = [("words", "multiple_choice"), ("essays", "reference"), ("lists", "generation")]
-    before = [
-        {
-            "suite": "probe",
-            "name": name,
-            "id": f"{name}-{i}",
-            "kind": kind,
-            "prompt": "",
-            "output": "a",
-            "expected": None,
-        }
-        | {"score": 1.0}
-        for name, kind in kinds
-        for i in range(3)
-    ]
-    after = [{**p, "output": "b", "score": 0.0} for p in before]
-    assert [p["task"] for p in side_by_side(before, after, count=5)] == ["lists"] * 3 + ["words"] * 2

@@ -1,287 +1,50 @@
 """The report: self-contained, escaped, complete, the same bytes twice, and never in the way of a run."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
+import json
 import math
 import re
-import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
-
-from ift.tracking.report import (
-    CURVE_POINTS,
-    _smooth,
-    _thin,
-    duration,
-    headline,
-    interval,
-    number,
-    write_report,
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from run_pages import (
+    HOSTILE,
+    SPEC,
+    VALIDATION,
+    Page,
+    check_page,
+    everywhere,
+    make_metrics,
+    make_predictions,
+    make_record,
+    make_summary,
+    prediction,
+    svgs,
 )
 
-SPEC = "name: quickstart\nmodel: {source: package:x==1/y.gguf}\nseed: 17\n"
+from ift.tracking import plots
+from ift.tracking.drawing import CURVE_POINTS, thin
+from ift.tracking.record import Record, standing
+from ift.tracking.report import headline, write_report
+from ift.tracking.words import CONTROL, duration, interval, number
+
+NOTHING_DRAWN = dict.fromkeys(("scores", "losses", "standing", "looks", "drops", "curves", "tasks"))
 
 
-def score(value: float | None, low: float | None, high: float | None) -> dict[str, float | None]:
-    return {"value": value, "low": low, "high": high}
-
-
-def make_summary() -> dict[str, Any]:
-    return {
-        "prompting": [
-            {
-                "name": "trec",
-                "metric": "accuracy",
-                "items": 300,
-                "ways": [
-                    {
-                        "way": "base, 3 shots",
-                        "score": score(0.71, 0.66, 0.76),
-                        "draws": {"lowest": 0.69, "highest": 0.73, "count": 3},
-                        "prompt_tokens": 1412,
-                        "context_left": 611,
-                        "seconds": 0.83,
-                    },
-                    {
-                        "way": "tuned",
-                        "score": score(0.82, 0.78, 0.86),
-                        "prompt_tokens": 61,
-                        "context_left": 1987,
-                    },
-                ],
-                "verdict": {"kind": "tuning", "words": "tuning pays: 0.82 against 0.71 with 3 shots"},
-            }
-        ],
-        "attempts": [
-            {"name": "trec", "method": "full", "verdict": "fail", "worst_drop": 0.4, "worst_probe": "lists"},
-            {
-                "name": "trec-lora",
-                "method": "lora",
-                "verdict": "pass",
-                "gains": {"trec": 0.28},
-                "chosen": True,
-            },
-        ],
-        "looks": [
-            {"step": 10, "mean_drop": 0.01, "gain/trec": 0.2},
-            {"step": 20, "mean_drop": 0.07, "gain/trec": 0.3},
-        ],
-        "name": "quickstart",
-        "status": "finished",
-        "model_dir": "/runs/quickstart/model",
-        "run_dir": "/runs/quickstart",
-        "stream": {
-            "packs": 83,
-            "tokens": 40817,
-            "supervised_tokens": 1903,
-            "examples": 607,
-            "fill": 0.996,
-            "quarantined": 2,
-            "hash": "sha256:0a1b2c",
-            "tasks": {"reviews": 605},
-        },
-        "train": {
-            "steps": 41,
-            "tokens_per_second": 101.2,
-            "final_loss": 0.2143,
-            "validation_loss": 0.3321,
-            "method": "full",
-            "zero_stage": 2,
-            "workers": 3,
-            "parameters": 134515008,
-        },
-        "task": [
-            {
-                "name": "reviews",
-                "metric": "accuracy",
-                "items": 300,
-                "base": score(0.513, 0.451, 0.572),
-                "tuned": score(0.823, 0.781, 0.867),
-                "gain": score(0.31, 0.247, 0.373),
-            }
-        ],
-        "probes": [
-            {
-                "name": "arithmetic",
-                "kind": "multiple_choice",
-                "metric": "accuracy",
-                "items": 36,
-                "base": score(0.481, 0.311, 0.642),
-                "tuned": score(0.502, 0.333, 0.671),
-                "drop": score(-0.021, -0.112, 0.073),
-            },
-            {
-                "name": "explanations",
-                "kind": "reference",
-                "metric": "nats per token",
-                "items": 24,
-                "base": score(1.721, 1.604, 1.852),
-                "tuned": score(1.811, 1.672, 1.943),
-                "drop": score(0.086, 0.055, 0.118),
-            },
-            {
-                "name": "instructions",
-                "kind": "generation",
-                "metric": "rules passed",
-                "items": 31,
-                "base": score(0.533, 0.374, 0.705),
-                "tuned": score(0.332, 0.175, 0.506),
-                "drop": score(0.201, 0.052, 0.361),
-            },
-        ],
-        "gate": {
-            "verdict": "fail",
-            "mean_drop": 0.089,
-            "worst_drop": 0.201,
-            "worst_probe": "instructions",
-            "lines": [
-                {"check": "reviews gains", "verdict": "pass", "detail": "+0.31 [0.25, 0.37]"},
-                {"check": "arithmetic kept", "verdict": "unclear", "detail": "drop -0.02 [-0.11, 0.07]"},
-                {"check": "instructions kept", "verdict": "fail", "detail": "drop 0.20 [0.05, 0.36]"},
-            ],
-        },
-        "mlflow": {
-            "tracking_uri": "http://tracking.example:5000",
-            "experiment": "first-try",
-            "run_id": "5a0dd1b0",
-            "model_name": "reviews-small",
-            "model_version": 7,
-        },
-        "timings": {
-            "prepare": 12.1,
-            "baseline": 80.2,
-            "train": 420.4,
-            "evaluate": 90.3,
-            "register": 9.6,
-            "total": 612.6,
-        },
-        "peak_memory_gib": 7.1,
-        "model": {"source": "package:x==1/y.gguf", "sha256": "6a8f0d5f"},
-        "versions": {"torch": "2.13.0", "ray": "2.50.1"},
-    }
-
-
-def make_metrics(steps: int = 41) -> list[dict[str, Any]]:
-    return [
-        {
-            "step": step,
-            "loss": 0.2 + 0.8 * math.exp(-step / 8) + 0.05 * math.sin(3 * step),
-            "lr": 3e-5 * (1 - step / (steps + 1)),
-            "grad_norm": 2 + 8 / step,
-            "supervised_tokens": 40 + step % 7,
-            "tokens": 1020,
-            "seconds": 10.0 + 0.1 * (step % 3),
-        }
-        for step in range(1, steps + 1)
-    ]
-
-
-VALIDATION = [{"step": 0, "epoch": 0, "loss": 0.97}, {"step": 41, "epoch": 1, "loss": 0.332}]
-
-
-def make_comparisons() -> list[dict[str, Any]]:
-    rows = [
-        {
-            "task": "reviews",
-            "id": f"test/{index}",
-            "prompt": f"Positive or negative?\n\nreview number {index}",
-            "expected": "positive",
-            "before": "negative",
-            "after": "positive",
-            "before_ok": False,
-            "after_ok": True,
-        }
-        for index in range(9)
-    ]
-    fruit = {"task": "instructions", "id": "fruit", "prompt": "List three fruits.", "expected": None}
-    return [*rows, {**fruit, "before": "1. fig", "after": "", "before_ok": None, "after_ok": None}]
-
-
-def render(folder: Path, plots: bool = True, **changes: Any) -> str:
+def render(folder: Path, plots: bool = True, record: Record | None = None, **changes: Any) -> str:
     """The page; `plots=False` leaves out the plots, which take most of the time."""
-    parts: dict[str, Any] = {
-        "summary": make_summary(),
-        "metrics": make_metrics(),
-        "validation": VALIDATION,
-        "comparisons": make_comparisons(),
-        "spec_yaml": SPEC,
-        **changes,
-    }
     path = folder / "report.html"
     with contextlib.ExitStack() as stack:
         if not plots:
-            nothing = dict.fromkeys(("scores", "losses", "looks", "drops", "curves"))
-            stack.enter_context(patch("ift.tracking.report._plots", return_value=nothing))
-        write_report(path, **parts)
+            stack.enter_context(patch("ift.tracking.plots.of_run", return_value=NOTHING_DRAWN))
+        write_report(path, record or make_record(**changes))
     assert [entry.name for entry in folder.iterdir()] == ["report.html"]
     return path.read_text(encoding="utf-8")
-
-
-class Page(HTMLParser):
-    """Tags, attributes and visible text, as a browser would see them; checks that tags close in order."""
-
-    VOID = frozenset({"meta", "link", "br", "wbr", "hr", "img", "input"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(html)
-        self.close()
-        assert not self.open, self.open
-        self.text = re.sub(r"\s+", " ", "".join(self.words))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
-            self.words.append(data)
-
-
-def check_page(html: str) -> Page:
-    """What holds for every report, whatever was put into it."""
-    page = Page(html)
-    assert not {"script", "iframe", "object", "embed", "img", "base", "form", "image"} & set(page.tags)
-    for tag, name, value in page.attributes:
-        assert not name.startswith("on")
-        if name in {"src", "href", "xlink:href", "srcset", "data", "action", "poster"}:
-            assert value.startswith("#") or value == "data:,", (tag, name, value)
-        if name in {"style", "clip-path", "fill", "mask", "filter"}:
-            assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?([^)]*)", value))
-    assert "@import" not in html.split("</style>")[0]
-    assert "url(" not in html.split("</style>")[0]
-    ids = [value for _, name, value in page.attributes if name == "id"]
-    assert len(ids) == len(set(ids))
-    targets = [value for _, name, value in page.attributes if name == "href" and value.startswith("#")]
-    targets += re.findall(r'clip-path="url\(([^)]*)\)', html)
-    assert {target[1:] for target in targets} <= set(ids)
-    labels = {value for _, name, value in page.attributes if name == "aria-labelledby"}
-    assert labels <= set(ids)
-    assert "default-src 'none'" in html
-    assert len(html.encode()) < 1_000_000
-    return page
-
-
-def svgs(html: str) -> list[ElementTree.Element]:
-    return [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)]
 
 
 def test_self_contained_and_well_formed(tmp_path: Path) -> None:
@@ -290,7 +53,9 @@ def test_self_contained_and_well_formed(tmp_path: Path) -> None:
     assert "http://tracking.example:5000" in page.text  # an address may be read, not loaded
     assert "w3.org" not in html
     assert "matplotlib" not in html
-    assert len(svgs(html)) == 10  # four plots, each for a wide and a narrow window
+    assert (
+        len(svgs(html)) == 2 * len(NOTHING_DRAWN) - 2
+    )  # each for a wide and a narrow window; one task has no own
 
 
 def test_plots_take_their_colours_from_the_page_and_have_a_text(tmp_path: Path) -> None:
@@ -300,7 +65,7 @@ def test_plots_take_their_colours_from_the_page_and_have_a_text(tmp_path: Path) 
         assert len(svg.get("aria-label") or "") > 60
         for element in svg.iter():
             assert not re.search(r"#[0-9a-f]{6}", element.get("style", "")), element.attrib
-    variables = set(re.findall(r"var\(--(\w+)\)", html))
+    variables = set(re.findall(r"var\(--(\w+)\)", html)) - {"colour", "share"}  # which elements bring along
     for scheme in html.split("prefers-color-scheme: dark")[:2]:
         assert variables <= set(re.findall(r"--(\w+):", scheme))
 
@@ -336,7 +101,7 @@ def test_every_number_of_the_summary_is_on_the_page(tmp_path: Path) -> None:
         elif isinstance(value, list):
             for inner in value:
                 leaves(inner, trail)
-        elif not trail.endswith(".kind"):
+        elif not trail.endswith((".kind", ".role")):
             assert any(form in text for form in forms(value)), (trail, value)
 
     leaves({key: value for key, value in summary.items() if key != "looks"})  # a curve
@@ -353,7 +118,8 @@ def test_sections_in_order(tmp_path: Path) -> None:
         "attempts",
         "training",
         "numbers",
-        "examples",
+        "confusion",
+        "predictions",
         "stream",
         "spec",
         "time",
@@ -394,40 +160,105 @@ def test_verdict_is_said_in_words(tmp_path: Path, verdict: str | None) -> None:
 
 def test_right_and_wrong_are_said_in_words(tmp_path: Path) -> None:
     text = check_page(render(tmp_path, plots=False)).text
-    assert "Of 10 examples: 9 became right, 1 not graded." in text
-    assert text.count("✗ wrong") == 9
-    assert text.count("✓ right") == 9
-    assert text.count("not graded") == 3
-    assert "(nothing)" in text
-
-
-HOSTILE = (
-    "</pre></svg><script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>"
-    "\"'{{ 7*7 }}$x^2_$\x00\x1b[31m\ud800"
-)
+    assert "Of 12 items: 1 right → wrong, 9 wrong → right, 1 worse score, 1 stayed wrong." in text
+    assert text.count("✗ wrong") == 12
+    assert text.count("✓ right") == 10
+    assert "1.721 nats a token" in text
+    assert "1 item, 3 wanted" in text  # the rule that the answer broke
 
 
 def test_all_text_is_escaped(tmp_path: Path) -> None:
     def poison(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: poison(inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [poison(inner) for inner in value]
-        return HOSTILE if isinstance(value, str) else value
+        return everywhere(value, lambda _: HOSTILE)
 
     summary = poison(make_summary())
     summary["versions"] = {HOSTILE: HOSTILE}
     summary["timings"][HOSTILE] = 3.0
     summary["stream"]["tasks"] = {HOSTILE: 1}
+    for row in summary["attempts"]:
+        row["gains"] = {HOSTILE: 0.1}
+    metrics = [{**row, "losses": {HOSTILE: 1.0, "other": 2.0}} for row in make_metrics()]
+    sides = [
+        [
+            {**poison(row), "kind": row["kind"], "suite": row["suite"], "task_kind": row["task_kind"]}
+            for row in side
+        ]
+        for side in make_predictions()
+    ]
     html = render(
-        tmp_path, summary=summary, comparisons=poison(make_comparisons()), spec_yaml=f"name: {HOSTILE}\n"
+        tmp_path,
+        summary=summary,
+        metrics=metrics,
+        before=sides[0],
+        after=sides[1],
+        lengths={HOSTILE: {3: 4}},
+        spec=f"name: {HOSTILE}\n",
     )
     page = check_page(html)
-    assert "<script" not in html
+    assert html.count("<script") == 1
     for part in ("alert(1)", "{{ 7*7 }}", "$x^2_$"):
         assert part in page.text
     assert "\x00" not in html
     assert "\x1b" not in html
+
+
+# What has ended pages before: ends of elements and comments, quotes, entities, control signs, halves of pairs.
+TEXTS = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [
+                *(
+                    "<script>",
+                    "</script>",
+                    "<!--",
+                    "-->",
+                    "]]>",
+                    "<img src=x onerror=alert(1)>",
+                    "</td></table>",
+                ),
+                *("<svg/onload=alert(1)>", "&lt;", "'", '"', "`", "{{ 1 }}", "{% raw %}"),
+                *("\x00", "\u202e", "\ud800", " ", "\n"),
+            ]
+        ),
+        st.text(max_size=12),
+    ),
+    max_size=8,
+).map("".join)
+ATTRIBUTES = {
+    *(
+        "aria-hidden",
+        "aria-label",
+        "aria-labelledby",
+        "autocomplete",
+        "charset",
+        "class",
+        "content",
+        "dir",
+        "hidden",
+    ),
+    *("data-change", "data-control", "data-label", "data-task", "href", "http-equiv", "id", "lang", "name"),
+    *("placeholder", "rel", "role", "scope", "style", "tabindex", "title", "type", "value"),
+}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=TEXTS, prompt=TEXTS, base=TEXTS, tuned=TEXTS, expected=TEXTS)
+def test_no_text_becomes_markup(
+    tmp_path: Path, name: str, prompt: str, base: str, tuned: str, expected: str
+) -> None:
+    told = {"prompt": prompt, "expected": expected, "task_kind": "classification", "label": expected}
+    html = render(
+        tmp_path,
+        plots=False,
+        before=[prediction(name, 0, **told, output=base, predicted=base, score=0.0)],
+        after=[prediction(name, 0, **told, output=tuned, predicted=tuned, detail=json.dumps([tuned]))],
+    )
+    page = check_page(html)
+    assert {attribute for _, attribute, _ in page.attributes} <= ATTRIBUTES
+    assert page.tags.count("script") == 1
+    for text in (prompt, base, tuned, expected):
+        told_text = text.translate(CONTROL).encode("utf-8", "backslashreplace").decode()
+        assert " ".join(told_text.split()) in " ".join(page.text.split())
 
 
 def test_names_in_other_scripts_stay_text(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
@@ -446,21 +277,31 @@ def test_passwords_in_addresses_are_not_shown(tmp_path: Path) -> None:
         tmp_path,
         plots=False,
         summary=summary,
-        spec_yaml="tracking: {uri: 'https://ada:hunter2@ml.example'}\n",
+        spec="tracking: {uri: 'https://ada:hunter2@ml.example'}\n",
     )
     assert "hunter2" not in html
     assert html.count("https://ada:***@ml.example") == 2
 
 
 def test_long_texts_are_folded_and_cut(tmp_path: Path) -> None:
-    rows = make_comparisons() * 30
-    rows[0] = {**rows[0], "prompt": "<&>" * 100_000, "after": "line\n" * 40}
-    html = render(tmp_path, plots=False, comparisons=rows, spec_yaml="# long\n" * 100_000)
+    before = [prediction("words", 0, prompt="<&>" * 100_000, output="line\n" * 4_000)]
+    html = render(tmp_path, plots=False, before=before, after=before, spec="# long\n" * 100_000)
     page = check_page(html)
-    assert page.tags.count("details") == 2
-    assert "(300,000 characters)" in page.text
-    assert "more characters)" in page.text
-    assert "288 more examples are not shown" in page.text
+    assert page.tags.count("details") == 1
+    assert "(298,500 more characters)" in page.text
+    assert page.text.count("(18,500 more characters)") == 2
+    assert "more characters)" in html.split('id="spec"')[1]
+
+
+def test_many_predictions_are_capped_and_counted(tmp_path: Path) -> None:
+    before = [prediction("words", i, output="same", score=float(i % 2)) for i in range(2_500)]
+    after = [{**row, "score": 1.0} for row in before]
+    page = check_page(render(tmp_path, plots=False, before=before, after=after))
+    assert (
+        "Of 2,500 items: 1,250 wrong → right, 1,250 stayed right. 500 of them are left out here" in page.text
+    )
+    changes = [value for _, name, value in page.attributes if name == "data-change"]
+    assert (changes.count("fixed"), changes.count("right")) == (1_250, 750)
 
 
 def without(key: str) -> dict[str, Any]:
@@ -478,17 +319,26 @@ def test_any_part_may_be_missing(tmp_path: Path, key: str) -> None:
 
 
 def test_nothing_at_all(tmp_path: Path) -> None:
-    html = render(tmp_path, summary={}, metrics=[], validation=[], comparisons=[], spec_yaml="")
+    html = render(tmp_path, record=Record({}))
     text = check_page(html).text
     assert not svgs(html)
+    assert "<script" not in html
     for said in (
         "No task was scored",
         "No training step",
-        "No examples",
+        "No predictions were kept",
         "not recorded in MLflow",
         "No model",
+        "No stream was written",
+        "runs no script",
     ):
         assert said in text
+
+
+def test_predictions_of_other_items_are_not_compared(tmp_path: Path) -> None:
+    before, after = make_predictions()
+    page = check_page(render(tmp_path, plots=False, before=before[2:], after=after[:-1]))
+    assert "Of 9 items: 1 right → wrong, 8 wrong → right." in page.text
 
 
 def test_no_tasks_or_no_probes(tmp_path: Path) -> None:
@@ -554,19 +404,19 @@ def test_long_run_stays_small_and_keeps_its_spike(tmp_path: Path) -> None:
     assert len(html) < 500_000
     assert "log scale" in html
     points = [(float(row["step"]), row["loss"]) for row in metrics]
-    thin = _thin(points)
-    assert len(thin) <= CURVE_POINTS
-    assert (7778.0, 61.5) in thin
-    assert thin == sorted(thin)
-    assert _thin(points[:10]) == points[:10]
+    kept = thin(points)
+    assert len(kept) <= CURVE_POINTS
+    assert (7778.0, 61.5) in kept
+    assert kept == sorted(kept)
+    assert thin(points[:10]) == points[:10]
 
 
 def test_smoothing_weighs_steps_by_their_supervised_tokens() -> None:
     flat = [{"step": step, "loss": 1.0, "supervised_tokens": 10} for step in range(1, 31)]
-    assert all(value == pytest.approx(1.0) for _, value in _smooth(flat))
+    assert all(value == pytest.approx(1.0) for _, value in plots.smoothed(flat))
     flat[15] = {"step": 16, "loss": 5.0, "supervised_tokens": 40}
-    assert dict(_smooth(flat))[16.0] == pytest.approx((4 * 10 * 1.0 + 40 * 5.0) / 80)
-    assert _smooth(flat[:7]) == []
+    assert dict(plots.smoothed(flat))[16.0] == pytest.approx((4 * 10 * 1.0 + 40 * 5.0) / 80)
+    assert plots.smoothed(flat[:7]) == []
 
 
 def test_numbers_in_words() -> None:
@@ -576,3 +426,43 @@ def test_numbers_in_words() -> None:
     assert interval({"low": None, "high": 1}) == ""
     assert (duration(9.04), duration(420), duration(7384)) == ("9.0 s", "7 min 0 s", "2 h 3 min")
     assert duration(None) == "–"
+
+
+def test_each_task_has_its_own_loss(tmp_path: Path) -> None:
+    metrics = [
+        {
+            **row,
+            "losses": {f"task{i}": row["loss"] * (i + 1) for i in range(30) if row["step"] % (i + 1) == 0},
+        }
+        for row in make_metrics()
+    ]
+    html = render(tmp_path, metrics=metrics)
+    page = check_page(html)
+    assert "6 tasks that fewer steps saw are not drawn" in page.text
+    assert "The loss of 30 tasks over the steps that saw it: task0 from" in html
+    assert list(plots.losses_of_tasks(metrics))[:3] == ["task0", "task1", "task2"]  # the most seen first
+    assert plots.losses_of_tasks(make_metrics()) == {}
+
+
+def test_standing_counts_each_task_and_probe_once() -> None:
+    before, after = make_predictions()
+    found = standing(make_record())
+    assert found["gain"]["value"] == pytest.approx(0.9)
+    assert found["gain"]["low"] < 0.9 < found["gain"]["high"] <= 1.0
+    assert found["drop"]["value"] == pytest.approx((1.0 + 1 - math.exp(1.721 - 1.811)) / 2)
+    more = [prediction("reviews2", i, suite="task", score=0.5) for i in range(40)]
+    twice = standing(make_record(before=before + more, after=after + more))
+    assert twice["gain"]["value"] == pytest.approx(0.45)  # forty items weigh as much as ten
+    alone = standing(make_record(before=[], after=[]))
+    assert alone["gain"] == {"value": 0.31, "low": 0.247, "high": 0.373}
+    assert alone["drop"]["value"] == pytest.approx((-0.021 + 0.086 + 0.201) / 3)
+    assert standing(Record({}))["gain"]["value"] is None
+
+
+def test_what_was_tried_stands_beside_the_run(tmp_path: Path) -> None:
+    summary = make_summary()
+    summary["attempts"][0] |= {"gains": {"reviews": 0.4}, "mean_drop": 0.2, "chosen": False}
+    html = render(tmp_path, summary=summary)
+    assert "trec: gain 0.40, drop 0.20" in html
+    assert "what was tried and not chosen" in check_page(html).text
+    assert "more than 0.05, what is tolerated of any one probe" in html
