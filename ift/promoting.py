@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,17 +153,18 @@ def guard(
         does = "and takes back what did not pass" if enforce else "and marks what did not pass"
         terminal.say(f"ift guard on {registry.address}: {', '.join(aliases)}; {how}, {does}. Ctrl-C stops it")
         sys.stdout.flush()
-        guards.watch(
-            registry,
-            aliases,
-            enforce=enforce,
-            every=every,
-            names=names,
-            tell=tell,
-            complain=lambda what: terminal.note(f"{what}; the guard waits for it"),
-            wake=wake,
-            stop=threading.Event(),
-        )
+        with suppress(KeyboardInterrupt):
+            guards.watch(
+                registry,
+                aliases,
+                enforce=enforce,
+                every=every,
+                names=names,
+                tell=tell,
+                complain=lambda what: terminal.note(f"{what}; the guard waits for it"),
+                wake=wake,
+                stop=threading.Event(),
+            )
     return passed
 
 

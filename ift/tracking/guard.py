@@ -73,7 +73,9 @@ def _check(registry: Registry, name: str, alias: str, number: int, *, enforce: b
     try:
         move = promotion.record(registry, version, alias, how=how, reason=why)
     except IftError:
-        return None  # `ift promote` is at work on this alias, or another guard: the next look will tell
+        move = None  # `ift promote` is at work on this alias, or another guard: the next look will tell
+    if move is None:
+        return None
     if decision.passed:
         _tag(registry, version, alias, f"passed, {promotion.when(move.time)}")
         return Seen(name, alias, number, how, False, None, decision)

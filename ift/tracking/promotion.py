@@ -331,22 +331,43 @@ def return_alias(
         _remember(registry, of.name, alias, move)
 
 
-def record(registry: Registry, version: Version, alias: str, *, how: str, reason: str = "") -> Move:
-    """Write down a move that somebody made in MLflow's pages, who MLflow does not say."""
+def record(registry: Registry, version: Version, alias: str, *, how: str, reason: str = "") -> Move | None:
+    """Write down a move that somebody made in MLflow's pages, who MLflow does not say.
+
+    None where it was `ift` after all, which writes its move down behind it.
+    """
+    past = history(registry, version.name, alias)
+    if past and past[-1].version == version.number and past[-1].how != NOT_PASSED:
+        return None
     move = _claim(
-        registry, version.name, version.number, alias, how=how, by="somebody in MLflow", reason=reason
+        registry,
+        version.name,
+        version.number,
+        alias,
+        how=how,
+        by="somebody in MLflow",
+        reason=reason,
+        past=past,
     )
     _remember(registry, version.name, alias, move)
     return move
 
 
 def _claim(
-    registry: Registry, name: str, version: int, alias: str, *, how: str, by: str, reason: str
+    registry: Registry,
+    name: str,
+    version: int,
+    alias: str,
+    *,
+    how: str,
+    by: str,
+    reason: str,
+    past: Sequence[Move] | None = None,
 ) -> Move:
-    """The next number of the alias' moves, ours alone."""
+    """The next number of the alias' moves behind those of the `past`, ours alone."""
     from mlflow.exceptions import MlflowException
 
-    past = history(registry, name, alias)
+    past = history(registry, name, alias) if past is None else past
     number = past[-1].number + 1 if past else 1
     run_id = _first_run(registry, name)
     while True:
