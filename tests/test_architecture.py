@@ -18,7 +18,7 @@ HOUSE = Path(__file__).resolve().parents[1] / "ift"
 # Arrows run downwards only: a section imports from the floors below its own, never from a neighbour.
 FLOORS = [
     ["cli"],
-    ["pipeline", "inspection", "looking", "chatting", "listing", "merging", "evaluating"],
+    ["pipeline", "inspection", "looking", "chatting", "listing", "merging", "evaluating", "syncing"],
     ["stages"],
     ["planning", "summary"],
     ["train", "tracking"],
