@@ -8,6 +8,7 @@
     ift report runs/quickstart runs/other
     ift chat runs/quickstart
     ift merge runs/adapter merged
+    ift sync runs/*
     ift ui
 
 Imports stand inside the functions: `ift --help` loads nothing that trains.
@@ -381,6 +382,24 @@ def merge(adapter: str, output: Path, dtype: str | None) -> None:
     from ift import merging
 
     merging.merge(adapter, output, dtype=dtype)
+
+
+@cli.command(short_help="Send to MLflow what has not arrived.")
+@click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--uri", help="Where MLflow is.  [default: where the run was sent to, without its password]")
+def sync(runs: Sequence[Path], uri: str | None) -> None:
+    """Send to MLflow what the folders of runs still hold: after an outage, or from another machine.
+
+    Exit status 1 where something is left.
+    """
+    from rich.console import Console
+
+    from ift import syncing
+    from ift.console import Terminal
+    from ift.tracking.client import resolve_uri
+
+    uri = resolve_uri(uri, Path.cwd()) if uri else None
+    sys.exit(0 if syncing.sync(runs, Terminal(Console()), uri=uri) else 1)
 
 
 @cli.command(short_help="Open MLflow's pages.")

@@ -19,7 +19,17 @@ HOUSE = Path(__file__).resolve().parents[1] / "ift"
 FLOORS = [
     ["cli"],
     ["versions", "reproducing"],
-    ["pipeline", "inspection", "looking", "chatting", "listing", "merging", "evaluating", "promoting"],
+    [
+        "pipeline",
+        "inspection",
+        "looking",
+        "chatting",
+        "listing",
+        "merging",
+        "evaluating",
+        "promoting",
+        "syncing",
+    ],
     ["stages"],
     ["reporting"],
     ["planning", "summary"],

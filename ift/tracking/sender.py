@@ -63,6 +63,11 @@ class Sender:
         """Whether everything has arrived."""
         return self._connected and not self._unlinked() and self.outbox.empty()
 
+    @property
+    def left(self) -> int:
+        """How many lines and files have not arrived."""
+        return self.outbox.pending() + self._unlinked()
+
     def round(self, progress: Callable[[], None] = lambda: None) -> None:
         """Send everything that is there now. Raises whatever MLflow, the network or the disk raise."""
         if not self._connected:
@@ -218,6 +223,8 @@ class Sender:
     def _send_start(self, run_id: str, line: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
+        if "stage" not in line:
+            self.outbox.state["ended"] = False
         if line.get("parent"):
             self.outbox.state["parent"] = line["parent"]
         run = self._mlflow.get_run(run_id)
@@ -239,6 +246,8 @@ class Sender:
 
     def _send_end(self, run_id: str, line: Mapping[str, Any]) -> None:
         self._mlflow.set_terminated(run_id, line["status"], whole(line["time"], 1000))
+        if "stage" not in line:
+            self.outbox.state["ended"] = True
 
     def _send_tags(self, run_id: str, line: Mapping[str, Any]) -> None:
         from mlflow.entities import RunTag
