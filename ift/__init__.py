@@ -11,7 +11,8 @@
     models/        a source -> an ordinary Hugging Face folder, and back to a verified export
     train/         the loss, the loop, the ZeRO workers under Ray Train
     evaluate/      scores of any model folder, and what tuning made it forget
-    tracking/      MLflow runs, the gate, the registry, the report
+    tracking/      MLflow runs, the gate, the registry, promotion and its guard, the report
+    promoting.py   `ift promote`, `rollback`, `guard`;  versions.py  `ift models`;  reproducing.py  `ift reproduce`
     reporting.py   `ift report`: pages out of run folders
     packages.py    files out of packages on a package index
     storage.py     run folders, manifests, room on disk
