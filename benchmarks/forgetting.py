@@ -27,7 +27,9 @@ from ift.summary import done, predictions_of, prompting_of
 
 _HOUSE = Path(__file__).resolve().parents[1]
 _JOB = _HOUSE / "jobs" / "experiments" / "forgetting.yaml"
-_SIX = "rotten_tomatoes, imdb, vader_snippets, tweet_entities, capitals, chatterbot"  # all that packages carry
+_SIX = (
+    "rotten_tomatoes, imdb, vader_snippets, tweet_entities, capitals, chatterbot"  # all that packages carry
+)
 _TASK = "rotten_tomatoes"
 _WAYS = {
     "one task": [],
