@@ -139,6 +139,11 @@ def test_what_a_step_tells(model: Any, packs: list[Pack], reference: Any) -> Non
     total, losses = loss_sum(model, collate(packs[:4], "cpu"))
     assert told[0]["loss"] == pytest.approx(float(total.detach()) / len(losses))
     assert "losses" not in told[0]  # there is one task
+    places = [max(len(p.tokens) for p in some) * len(some) for some in (packs[:4], packs[4:8], packs[8:])]
+    assert [t["padding"] for t in told] == pytest.approx(
+        [1 - t["tokens"] / n for t, n in zip(told, places, strict=True)]
+    )
+    assert all(0 <= t["data_seconds"] <= t["seconds"] for t in told)
 
 
 # --- weights and smoothing
