@@ -7,7 +7,9 @@ Out: a running Ray for the length of a `with` block.
         ...
 """
 
+import gc
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,7 +74,17 @@ def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
         total = ray.cluster_resources()
         yield Resources(int(total.get("CPU", 1)), int(total.get("GPU", 0)), len(ray.nodes()))
     finally:
+        _let_data_end()
         ray.shutdown()
+
+
+def _let_data_end() -> None:
+    """Ray Data ends a data set in a thread of its own, and Ray ends this whole process where something asks it for
+    anything behind its shutdown."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("StreamingExecutor"):
+            thread.join(10)
+    gc.collect()  # handles of actors ask Ray too, when they go
 
 
 def _start(**options: Any) -> None:

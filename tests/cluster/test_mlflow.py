@@ -98,7 +98,7 @@ def test_nobody_gets_in_without_a_password_or_by_another_name(server: int) -> No
     assert status(server, user="admin", password=PASSWORD, host="evil.example.com") == 403
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_tracked_and_registered_by_who_has_the_password(
     server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,7 @@ def whole_run(folder: Path, model: Path, uri: str) -> Path:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_pipeline_with_its_server_killed_and_restarted(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "server").mkdir()
     run, output = tmp_path / "runs" / "tiny", tmp_path / "output.txt"
