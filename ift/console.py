@@ -42,6 +42,9 @@ _PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)}
 _PICTURES |= {127: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
+VERDICT_COLOURS = {"pass": "green", "unclear": "yellow", "fail": "red"}  # of the gate
+
+
 class Stage:
     """One stage of the pipeline while it runs."""
 
@@ -234,7 +237,7 @@ class Terminal:
         """The table at the end: what was gained, what was forgotten, the verdict, where everything is."""
         self.scores(summary["task"], summary["probes"])
         gate = summary["gate"]
-        colour = {"pass": "green", "fail": "red", "unclear": "yellow"}[gate["verdict"]]
+        colour = VERDICT_COLOURS[gate["verdict"]]
         if summary["probes"]:
             worst = f"worst {_signed(gate['worst_drop'])} ({gate['worst_probe']})"
             self.say(

@@ -160,6 +160,7 @@ def _work(job: Job) -> None:
 def tracked(job: Job, parent: Path | None = None) -> Iterator[None]:
     """The job's run in MLflow, which ends with the block; a child of that of the folder `parent`, if there is one."""
     from ift.tracking import lineage
+    from ift.tracking.run import ending
 
     params = dict(specs.flatten(job.spec.model_dump(by_alias=True, mode="json")))
     params |= {f"versions.{name}": version for name, version in versions().items()}
@@ -168,16 +169,13 @@ def tracked(job: Job, parent: Path | None = None) -> Iterator[None]:
     storage.write_text(job.folder / "packages.txt", lineage.packages())
     for name in ("spec.yaml", "packages.txt"):
         job.tracker.log_artifact(job.folder / name)
-    status = "FAILED"
-    try:
-        yield
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
+
+    def end(status: str) -> None:
         if not job.tracker.closed:  # registering ends it itself
             job.tracker.close(status, timeout=10)
+
+    with ending(end):
+        yield
 
 
 # ── a second run, where the first forgot too much ──

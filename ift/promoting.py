@@ -21,14 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ift import cluster, storage
-from ift.console import Terminal
+from ift.console import VERDICT_COLOURS, Terminal
 from ift.errors import IftError
 from ift.tracking import guard as guards
 from ift.tracking import promotion
 from ift.tracking.promotion import Decision
 from ift.tracking.registry import Registry, Version
-
-_COLOURS = {"pass": "green", "unclear": "yellow", "fail": "red"}
 
 
 def promote(
@@ -83,9 +81,11 @@ def show(decision: Decision, alias: str, terminal: Terminal) -> None:
     table.add_column()
     for line in decision.lines:
         verdict = line["verdict"]
-        table.add_row(Text(verdict, style=_COLOURS[verdict]), Text(line["check"]), Text(line["detail"]))
+        table.add_row(
+            Text(verdict, style=VERDICT_COLOURS[verdict]), Text(line["check"]), Text(line["detail"])
+        )
     terminal.console.print(table)
-    colour = _COLOURS[decision.verdict]
+    colour = VERDICT_COLOURS[decision.verdict]
     terminal.console.print(f"[bold]gate  [{colour}]{decision.verdict}[/][/]", highlight=False)
 
 
@@ -189,12 +189,6 @@ def _ask(
 
     with tempfile.TemporaryDirectory() as scratch:
         path = registry.artifact(version, "prepare/items.jsonl", Path(scratch))
-        if path is None:
-            raise IftError(
-                f"the items of {version} are not in MLflow",
-                wanted="the artefact prepare/items.jsonl of its run",
-                hint="leave --ask out, or train anew",
-            )
         items = storage.read_jsonl(path)
         folder = Path(scratch) / "champion"
         with terminal.stage("champion") as stage:

@@ -61,13 +61,7 @@ def reproduce(uri: str, name: str, which: str, folder: Path, *, terminal: Termin
 def _spec(registry: Registry, version: Version) -> Spec:
     """The resolved spec of the version's run, which tracks where the version is registered."""
     with tempfile.TemporaryDirectory() as scratch:
-        path = registry.artifact(version, "spec.yaml", Path(scratch))
-        if path is None:
-            raise IftError(
-                f"the run of {version} has left no spec.yaml in MLflow",
-                wanted="a version that `ift run` registered, whose run's artefacts are there",
-            )
-        spec = specs.load(path)
+        spec = specs.load(registry.artifact(version, "spec.yaml", Path(scratch)))
     tracking = spec.tracking.model_copy(update={"uri": registry.uri})
     return spec.model_copy(update={"tracking": tracking, "name": f"{spec.name}-reproduced"[:100]})
 

@@ -101,9 +101,8 @@ class Job:
         from ift.models import base
 
         model = self.spec.model
-        self.registered: str | None = (
-            None  # the version that the model is of, where it came from the registry
-        )
+        # the version that the model is of, where it came from the registry
+        self.registered: str | None = None
         with self.terminal.stage("model") as stage:
             source = model.source
             if source.startswith("models:/"):
@@ -313,6 +312,7 @@ class Job:
         self.tracker.log_artifact(self.folder / name / "manifest.json", name)
 
     def _evaluate(self, name: str, model_dir: Path, resources: cluster.Resources, stage: Stage) -> Manifest:
+        from ift.data.items import first_of_each
         from ift.evaluate.evaluator import write
 
         items = storage.read_jsonl(self.folder / "prepare" / "items.jsonl")
@@ -327,9 +327,8 @@ class Job:
         self.tracker.log_metrics({f"{name}/{key}": value for key, value in scores.items()})
         self.tracker.log_artifact(self.folder / name / "predictions.parquet", name)
         if name == "evaluate":
-            self.tracker.log_table(
-                "predictions", beside(self.predictions("baseline"), predictions, most=_SHOWN_ITEMS)
-            )
+            both = beside(self.predictions("baseline"), predictions)
+            self.tracker.log_table("predictions", first_of_each(both, _SHOWN_ITEMS))
         return {"scores": scores, "items": len(items), "seconds_an_item": took}
 
     def predict(

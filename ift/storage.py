@@ -95,6 +95,12 @@ def drop_half_line(path: Path) -> None:
             os.truncate(path, whole.rfind(b"\n") + 1)
 
 
+def value_digest(value: Any) -> str:
+    """The SHA-256 of what JSON can hold, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def code_digest(house: Path, sections: Iterable[str], libraries: Iterable[str]) -> str:
     """A digest of the Python files in these folders of `house`, and of the versions of these libraries.
 

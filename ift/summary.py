@@ -6,8 +6,6 @@ Out: `summary.json`'s content, the same as MLflow's metrics and tags.
     summary_of(spec, Path("runs/quickstart"))["gate"]["verdict"]    # 'pass'
 """
 
-import hashlib
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -172,17 +170,18 @@ def stage_numbers(manifest: Manifest) -> dict[str, float]:
     return plain | {f"score/{name}": value for name, value in manifest.get("scores", {}).items()}
 
 
-def beside(before: Sequence[Manifest], after: Sequence[Manifest], *, most: int) -> list[Manifest]:
-    """The answers of both models to the same items, a row each; at most so many of each task and probe."""
-    seen: dict[str, int] = {}
-    rows = []
-    for base, tuned in zip(before, after, strict=True):
-        seen[base["name"]] = seen.get(base["name"], 0) + 1
-        if seen[base["name"]] <= most:
-            of = {"suite": base["suite"], "name": base["name"], "id": base["id"], "prompt": base["prompt"]}
-            answers = {"expected": base["expected"], "base": base["output"], "tuned": tuned["output"]}
-            rows.append({**of, **answers, "base_score": base["score"], "tuned_score": tuned["score"]})
-    return rows
+def beside(before: Sequence[Manifest], after: Sequence[Manifest]) -> list[Manifest]:
+    """The answers of both models to the same items, a row each."""
+    return [
+        {
+            **{key: base[key] for key in ("suite", "name", "id", "prompt", "expected")},
+            "base": base["output"],
+            "tuned": tuned["output"],
+            "base_score": base["score"],
+            "tuned_score": tuned["score"],
+        }
+        for base, tuned in zip(before, after, strict=True)
+    ]
 
 
 def tags_of(spec: Spec, summary: Manifest) -> dict[str, str]:
@@ -208,8 +207,7 @@ def spec_digest(spec: Spec) -> str:
 
 
 def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"sha256:{storage.value_digest(value)}"
 
 
 def versions() -> dict[str, str]:

@@ -16,14 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ift import storage
-from ift.console import widened
+from ift.console import VERDICT_COLOURS, widened
 from ift.errors import IftError
 from ift.listing import print_json
 from ift.tracking import promotion
 from ift.tracking.registry import Registry, Version
 
 Row = dict[str, Any]
-_COLOURS = {"pass": "green", "unclear": "yellow", "fail": "red"}
 
 
 def rows(registry: Registry) -> list[Row]:
@@ -230,7 +229,7 @@ def _table(*names: str) -> Table:
 
 
 def _verdict(verdict: str) -> Text:
-    return Text(verdict, style=_COLOURS.get(verdict, ""))
+    return Text(verdict, style=VERDICT_COLOURS.get(verdict, ""))
 
 
 def _signed(gain: float | None, value: float | None) -> str:

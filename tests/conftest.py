@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,21 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("IFT_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow store; to create one takes seconds, to copy one does not."""
+    from ift.tracking.client import mlflow_client
+
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    mlflow_client(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def uri(tmp_path: Path, database: Path) -> str:
+    """An MLflow store of the test's own."""
+    (tmp_path / "store").mkdir()
+    shutil.copy(database, tmp_path / "store" / "mlflow.db")
+    return f"sqlite:///{tmp_path}/store/mlflow.db"

@@ -23,7 +23,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ift(folder: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(cli, [*arguments, "--uri", f"sqlite:///{folder}/mlflow.db"])
+    return CliRunner(env={"COLUMNS": "160"}).invoke(
+        cli, [*arguments, "--uri", f"sqlite:///{folder}/mlflow.db"]
+    )
 
 
 def test_from_the_list_of_models_to_a_rollback(folder: Path) -> None:

@@ -12,8 +12,6 @@ is what would have come. The address says all that counts: the model, its number
 items with their prompts, metrics and settings, this code and the libraries that compute.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -35,7 +33,7 @@ class Store:
     """Predictions of one model, run in one way."""
 
     def __init__(self, cache: Path, *, model: str, **how: str) -> None:
-        address = _digest([model, how, _code()])
+        address = storage.value_digest([model, how, _code()])
         self.folder = cache / "predictions" / address[:24]
 
     def get(self, items: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], float] | None:
@@ -52,12 +50,7 @@ class Store:
             storage.write_json(self._path(items), kept)
 
     def _path(self, items: Sequence[Mapping[str, Any]]) -> Path:
-        return self.folder / f"{_digest(list(map(dict, items)))[:32]}.json"
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        return self.folder / f"{storage.value_digest(list(map(dict, items)))[:32]}.json"
 
 
 @lru_cache(maxsize=1)

@@ -73,7 +73,7 @@ def _check(registry: Registry, name: str, alias: str, number: int, *, enforce: b
     try:
         move = promotion.record(registry, version, alias, how=how, reason=why)
     except IftError:
-        move = None  # `ift promote` is at work on this alias, or another guard: the next look will tell
+        return None  # `ift promote` is at work on this alias, or another guard: the next look will tell
     if move is None:
         return None
     if decision.passed:

@@ -9,7 +9,6 @@ Out: plain values for `Tracker.log_inputs` and for tags.
 """
 
 import getpass
-import hashlib
 import json
 import os
 import subprocess
@@ -20,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ift import storage
 from ift.tasks.task import Task
 from ift.tracking.client import without_secrets
 
@@ -116,8 +116,7 @@ def _source(
 
 
 def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST]
+    return storage.value_digest(value)[:_DIGEST]
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

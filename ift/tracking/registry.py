@@ -187,7 +187,8 @@ class Registry:
 
     def version(self, name: str, which: str) -> Version:
         """Version `which` of a model: a number, or an alias with or without `@`."""
-        versions, aliases = self.versions(name), self.aliases(name)
+        versions = self.versions(name)
+        aliases = {alias: version.number for version in versions for alias in version.aliases}
         asked = which.removeprefix("@")
         number = int(asked) if asked.isdecimal() else aliases.get(asked)
         for version in versions:
@@ -290,9 +291,15 @@ class Registry:
                     return False
                 raise
 
-    def artifact(self, version: Version, path: str, folder: Path) -> Path | None:
-        """A file of its run, fetched into `folder`; None where it is not there."""
-        return self._download(version, path, folder)
+    def artifact(self, version: Version, path: str, folder: Path) -> Path:
+        """A file of its run, fetched into `folder`. Raises `IftError` where it is not there."""
+        found = self._download(version, path, folder)
+        if found is None:
+            raise IftError(
+                f"the run of {version} has left no {path} in MLflow",
+                wanted="a version that `ift run` registered, whose run's artefacts are there",
+            )
+        return found
 
     def _download(self, version: Version, path: str, folder: Path) -> Path | None:
         if not version.run_id:

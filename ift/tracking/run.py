@@ -102,15 +102,8 @@ class Tracker:
     def stage(self, name: str) -> Iterator[None]:
         """A child run that begins and ends with the block, and fails with it."""
         self._append("start", stage=name, params={}, tags={})
-        status = "FAILED"
-        try:
+        with ending(lambda status: self._append("end", stage=name, status=status)):
             yield
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
-        finally:
-            self._append("end", stage=name, status=status)
 
     def wake(self) -> None:
         """There may be new lines."""
@@ -258,6 +251,20 @@ class Tracker:
     def _notify(self, text: str) -> None:
         with suppress(Exception):
             self._tell(text)
+
+
+@contextmanager
+def ending(tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell how the block ended, in MLflow's words: FINISHED, FAILED, or KILLED where somebody interrupted it."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tell(status)
 
 
 def _of(stage: str | None) -> dict[str, str]:

@@ -17,20 +17,6 @@ from ift.tracking.promotion import Move
 from ift.tracking.registry import Registry
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    mlflow_client(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def uri(tmp_path: Path, database: Path) -> str:
-    (tmp_path / "store").mkdir()
-    shutil.copy(database, tmp_path / "store" / "mlflow.db")
-    return f"sqlite:///{tmp_path}/store/mlflow.db"
-
-
 def decided(uri: str, which: str = "1", **options: Any) -> promotion.Decision:
     registry = Registry(uri)
     holder = registry.aliases("reviews").get("champion")

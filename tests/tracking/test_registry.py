@@ -1,15 +1,9 @@
-import os
-import shutil
 import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import mlflow_server, postgresql
 
 from ift.errors import IftError
 from ift.tracking.card import DESCRIPTION_LENGTH, describe, front_matter
@@ -19,20 +13,6 @@ from ift.tracking.registry import register
 from ift.tracking.run import Tracker
 
 TAGS = {"ift.run_fingerprint": "4f1c", "ift.gate": "pass"}
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    mlflow_client(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def uri(tmp_path: Path, database: Path) -> str:
-    (tmp_path / "store").mkdir()
-    shutil.copy(database, tmp_path / "store" / "mlflow.db")
-    return f"sqlite:///{tmp_path}/store/mlflow.db"
 
 
 @pytest.fixture
@@ -142,75 +122,16 @@ def test_what_cannot_be_registered_says_why(tmp_path, uri, model):
 
 @pytest.mark.slow
 def test_register_at_a_server(tmp_path, uri, model):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", uri]
-    options += ["--artifacts-destination", str(tmp_path / "artifacts")]
-    with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *options],
-            cwd=tmp_path,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + 120
-        while socket.socket().connect_ex(("127.0.0.1", port)):
-            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        check_registration(tmp_path, f"http://127.0.0.1:{port}", model)
-    finally:
-        os.killpg(server.pid, 9)
-        server.wait()
-
-
-@pytest.fixture
-def postgresql() -> Iterator[str]:
-    """A database cluster of our own, and its URI."""
-    pytest.importorskip("psycopg2", reason="needs the package psycopg2-binary")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [shutil.which("initdb")]
-    if found[-1] is None:
-        pytest.skip("needs PostgreSQL: the package postgresql of Debian or Ubuntu")
-    programs = Path(found[-1]).parent
-    root = os.geteuid() == 0  # as whom PostgreSQL refuses to run
-    prefix = ["runuser", "-u", "postgres", "--"] if root else []
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = Path(tempfile.mkdtemp(prefix="ift-pg-"))
-    if root:
-        shutil.chown(folder, "postgres")
-
-    def run(program: str, *options: str) -> None:
-        subprocess.run(
-            [*prefix, programs / program, "-D", folder / "data", *options],
-            check=True,
-            cwd="/",
-            stdout=subprocess.DEVNULL,
-            timeout=120,
-        )
-
-    try:
-        run("initdb", "-A", "trust", "-U", "me", "--no-sync")
-        run(
-            "pg_ctl", "-w", "-l", str(folder / "log"), "-o", f"-p {port} -h 127.0.0.1 -k {folder} -F", "start"
-        )
-        try:
-            yield f"postgresql+psycopg2://me@127.0.0.1:{port}/postgres"
-        finally:
-            run("pg_ctl", "-m", "immediate", "-w", "stop")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with mlflow_server(tmp_path, uri) as server:
+        check_registration(tmp_path, server.uri, model)
 
 
 @pytest.mark.slow
-def test_register_in_postgresql(tmp_path, postgresql, model, monkeypatch):
+def test_register_in_postgresql(tmp_path, model, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    check_registration(tmp_path, postgresql, model)
+    with postgresql() as database:
+        check_registration(tmp_path, database, model)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 

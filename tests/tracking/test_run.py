@@ -30,21 +30,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator
         yield server
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store; to create one takes seconds, to copy one does not."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    mlflow_client(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def uri(tmp_path: Path, database: Path) -> str:
-    (tmp_path / "store").mkdir()
-    shutil.copy(database, tmp_path / "store" / "mlflow.db")
-    return f"sqlite:///{tmp_path}/store/mlflow.db"
-
-
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     (tmp_path / "run").mkdir()
