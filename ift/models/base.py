@@ -51,9 +51,7 @@ def resolve(
         raise IftError(
             f"the model source {source}",
             wanted="a local folder, a hub id, or package:NAME==VERSION/MEMBER.gguf",
-            hint="`ift models pull NAME@ALIAS FOLDER` fetches a registered model"
-            if source.startswith("models:/")
-            else "copy the model to a local folder first",
+            hint="copy the model to a local folder first",
         )
     path = Path(source).expanduser()
     if path.is_dir():
