@@ -1,19 +1,19 @@
 """`ift chat`: talk to a model on the terminal.
 
-In:  a run's folder or a model source; lines from stdin.
+In:  a run's folder, a version in MLflow or a model source; lines from stdin.
 Out: the model's answers, word by word as they come. `/new` starts over, `/quit` or the end of input leaves.
 """
 
 import sys
 
-from ift import storage
+from ift import fetching
 from ift.models import base
 from ift.prompts.chat import Tokenizer, close_source, encode_history, encode_prompt, end_of_turn, neutralise
 
 
-def talk(source: str, *, max_new_tokens: int) -> None:
+def talk(source: str, *, uri: str, max_new_tokens: int) -> None:
     """Read questions, print answers (greedy). Raises `IftError` where there is no such model."""
-    folder = base.of_run(source) or base.resolve(source, cache=storage.cache_dir())
+    folder = fetching.fetch(source, uri=uri)
     import torch
     from transformers import TextStreamer
 

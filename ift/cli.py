@@ -19,11 +19,15 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 import ift
 from ift.errors import IftError
+
+if TYPE_CHECKING:
+    from ift.spec import Spec
 
 _FOLDERS = click.option(
     "--folder",
@@ -31,6 +35,17 @@ _FOLDERS = click.option(
     multiple=True,
     metavar="DIR",
     help="A folder of your own tasks, beside the library. May be given again.",
+)
+_RUN_FOLDER = click.option(
+    "--output", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME]"
+)
+_URI = click.option(
+    "--uri",
+    default="sqlite:///mlflow.db",
+    show_default=True,
+    envvar="MLFLOW_TRACKING_URI",
+    show_envvar=True,
+    help="The tracking URI of the spec.",
 )
 
 
@@ -43,7 +58,7 @@ def cli() -> None:
 @cli.command(short_help="Fine-tune, evaluate and register a model.")
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.argument("overrides", metavar="[KEY=VALUE]…", nargs=-1)
-@click.option("--output", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME]")
+@_RUN_FOLDER
 def run(spec: Path, overrides: Sequence[str], output: Path | None) -> None:
     """Fine-tune, evaluate and register a model as SPEC says.
 
@@ -64,7 +79,7 @@ def run(spec: Path, overrides: Sequence[str], output: Path | None) -> None:
 )
 @click.option("--draws", type=click.IntRange(min=1), help="Average over so many sets of them.  [default: 1]")
 @click.option("--lora", is_flag=True, help="Tune once more, with LoRA, and compare that as well.")
-@click.option("--output", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME]")
+@_RUN_FOLDER
 def compare(
     spec: Path, overrides: Sequence[str], shots: str, draws: int | None, lora: bool, output: Path | None
 ) -> None:
@@ -91,6 +106,15 @@ def compare(
     _at_work(spec, [*overrides, *asked], output, again, partial(pipeline.compare, lora=lora))
 
 
+def _loaded(path: Path, overrides: Sequence[str]) -> "Spec":
+    """The spec, whose tracking URI means the same from any directory."""
+    from ift import spec as specs
+
+    spec = specs.load(path, overrides)
+    uri = _absolute(spec.tracking.uri)
+    return spec.model_copy(update={"tracking": spec.tracking.model_copy(update={"uri": uri})})
+
+
 def _at_work(
     spec: Path,
     overrides: Sequence[str],
@@ -99,14 +123,10 @@ def _at_work(
     work: Callable[..., object],
 ) -> None:
     """`work(spec, folder, terminal)`, with words for how it ended where that is not well."""
-    from ift import spec as specs
     from ift.console import own_terminal
-    from ift.tracking.client import resolve_uri
 
-    loaded = specs.load(spec, overrides)
+    loaded = _loaded(spec, overrides)
     folder = (output or Path("runs") / loaded.name).absolute()
-    uri = resolve_uri(loaded.tracking.uri, Path.cwd())
-    loaded = loaded.model_copy(update={"tracking": loaded.tracking.model_copy(update={"uri": uri})})
     command = " ".join(again)
     try:
         with own_terminal(folder / "run.log") as terminal:
@@ -133,17 +153,16 @@ def _at_work(
 @cli.command(short_help="Write the stream that a run would train on.")
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.argument("overrides", metavar="[KEY=VALUE]…", nargs=-1)
-@click.option("--output", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME]")
+@_RUN_FOLDER
 def prepare(spec: Path, overrides: Sequence[str], output: Path | None) -> None:
     """Do the first stage of a run alone: read, word, tokenize and pack; show the mixture that came out.
 
     `ift run` with the same SPEC goes on from there.
     """
     from ift import pipeline
-    from ift import spec as specs
     from ift.console import own_terminal
 
-    loaded = specs.load(spec, overrides)
+    loaded = _loaded(spec, overrides)
     folder = (output or Path("runs") / loaded.name).absolute()
     with own_terminal(folder / "run.log") as terminal:
         pipeline.prepare(loaded, folder, terminal)
@@ -156,7 +175,7 @@ def prepare(spec: Path, overrides: Sequence[str], output: Path | None) -> None:
 @click.option("--gpu-memory", type=click.FloatRange(min=1), metavar="GIB", help="Of each of them.")
 @click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="On so many nodes.")
 @click.option("--host-memory", type=click.FloatRange(min=1), metavar="GIB", help="Of each node.")
-@click.option("--output", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME]")
+@_RUN_FOLDER
 @click.option("--probe", is_flag=True, help="Time a step of the chosen kind, with random weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def plan(
@@ -176,9 +195,8 @@ def plan(
     describe another.
     """
     from ift import planning
-    from ift import spec as specs
 
-    loaded = specs.load(spec, overrides)
+    loaded = _loaded(spec, overrides)
     planning.show(
         loaded,
         (output or Path("runs") / loaded.name).absolute(),
@@ -235,9 +253,8 @@ def inspect(
     if as_json:
         raise click.UsageError("--json goes with a run's folder")
     from ift import inspection
-    from ift import spec as specs
 
-    inspection.show(specs.load(target, overrides), count=count, task=task)
+    inspection.show(_loaded(target, overrides), count=count, task=task)
 
 
 @cli.command(short_help="Measure any model on tasks and probes.")
@@ -277,6 +294,7 @@ def inspect(
 @_FOLDERS
 @click.option("--address", help="A Ray cluster's address.  [default: this machine]")
 @click.option("--output", type=click.Path(path_type=Path), help="Where it goes.  [default: evaluations/NAME]")
+@_URI
 def evaluate(
     model: str,
     tasks_: Sequence[str],
@@ -290,6 +308,7 @@ def evaluate(
     folders: Sequence[str],
     address: str | None,
     output: Path | None,
+    uri: str,
 ) -> None:
     """Measure any model on tasks and probes, also one that was never trained here.
 
@@ -316,6 +335,7 @@ def evaluate(
             allow_code=allow_code,
             max_drop=max_drop,
             address=address,
+            uri=_absolute(uri),
         )
 
 
@@ -360,11 +380,12 @@ def report(runs: Sequence[Path], output: Path | None) -> None:
 @cli.command(short_help="Talk to a model.")
 @click.argument("model", metavar="RUN_OR_MODEL")
 @click.option("--max-new-tokens", default=256, show_default=True, help="The longest answer, in tokens.")
-def chat(model: str, max_new_tokens: int) -> None:
-    """Talk to the model of a run's folder, or to any model source."""
+@_URI
+def chat(model: str, max_new_tokens: int, uri: str) -> None:
+    """Talk to the model of a run's folder, to a registered version (models:/NAME@ALIAS), or to any model source."""
     from ift import chatting
 
-    chatting.talk(model, max_new_tokens=max_new_tokens)
+    chatting.talk(model, uri=_absolute(uri), max_new_tokens=max_new_tokens)
 
 
 @cli.command(short_help="Make an ordinary model out of an adapter.")
@@ -373,15 +394,16 @@ def chat(model: str, max_new_tokens: int) -> None:
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16"]), help="How it is written.  [default: as its base]"
 )
-def merge(adapter: str, output: Path, dtype: str | None) -> None:
+@_URI
+def merge(adapter: str, output: Path, dtype: str | None, uri: str) -> None:
     """Add an adapter to the weights of its base and write an ordinary model folder to OUTPUT.
 
-    RUN_OR_ADAPTER is a run's folder, an adapter's, or its id on the hub. The model counts once its logits were
-    compared with the adapter's.
+    RUN_OR_ADAPTER is a run's folder, an adapter's, its id on the hub, or models:/NAME@ALIAS. The model counts once
+    its logits were compared with the adapter's.
     """
     from ift import merging
 
-    merging.merge(adapter, output, dtype=dtype)
+    merging.merge(adapter, output, uri=_absolute(uri), dtype=dtype)
 
 
 @cli.command(short_help="Send to MLflow what has not arrived.")
@@ -396,9 +418,8 @@ def sync(runs: Sequence[Path], uri: str | None) -> None:
 
     from ift import syncing
     from ift.console import Terminal
-    from ift.tracking.client import resolve_uri
 
-    uri = resolve_uri(uri, Path.cwd()) if uri else None
+    uri = _absolute(uri) if uri else None
     sys.exit(0 if syncing.sync(runs, Terminal(Console()), uri=uri) else 1)
 
 
@@ -414,16 +435,6 @@ def ui(uri: str, host: str, port: int) -> None:
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
-
-
-_URI = click.option(
-    "--uri",
-    default="sqlite:///mlflow.db",
-    show_default=True,
-    envvar="MLFLOW_TRACKING_URI",
-    show_envvar=True,
-    help="The tracking URI of the spec.",
-)
 
 
 @cli.command(short_help="Promote a version of a model, if it passes.")
@@ -610,6 +621,13 @@ def models_pull(version: str, folder: Path, uri: str) -> None:
     from ift import versions
 
     versions.pull(_resolved(uri), version, folder)
+
+
+def _absolute(uri: str) -> str:
+    """A tracking URI that means the same from any directory."""
+    from ift.tracking.client import resolve_uri
+
+    return resolve_uri(uri, Path.cwd())
 
 
 def _resolved(uri: str) -> str:

@@ -1,6 +1,6 @@
 """`ift evaluate MODEL`: how any model does on tasks and probes, and what it lost against another.
 
-In:  a run's folder or a model source; tasks, probes; another model to compare with.
+In:  a run's folder, a version in MLflow or a model source; tasks, probes; another model to compare with.
 Out: a table, and in a folder `summary.json`, `predictions.parquet`, and those of the other model.
 
     evaluate("runs/quickstart", tasks=[], probes="default", against="HuggingFaceTB/SmolLM2-135M-Instruct", ...)
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ift import cluster, storage
+from ift import cluster, fetching, storage
 from ift.console import Stage, Terminal
 from ift.errors import IftError
 from ift.models import base
@@ -38,15 +38,16 @@ def evaluate(
     batch_tokens: int = 4096,
     max_drop: float = 0.05,
     address: str | None = None,
+    uri: str = "",
 ) -> Manifest:
     """Ask `model`, and `against`, the items of `tasks` and `probes`; print and write what came out.
 
     `tasks` are names of the library or paths of task files; `probes` is default, none, or names between commas.
     Raises `IftError` where there is no such model or task, and where there is nothing to ask.
     """
-    named = {"model": _folder(model, terminal, "model")}
+    named = {"model": _folder(model, uri, terminal, "model")}
     if against:
-        named["against"] = _folder(against, terminal, "against")
+        named["against"] = _folder(against, uri, terminal, "against")
     items = _items(model, terminal, tasks, folders, probes, limit)
     if any(item["metric"] == "code" for item in items):
         from ift.tasks import code
@@ -150,9 +151,9 @@ def _mean(predictions: Sequence[Manifest]) -> float:
     return sum(scores) / len(scores)
 
 
-def _folder(source: str, terminal: Terminal, name: str) -> Path:
+def _folder(source: str, uri: str, terminal: Terminal, name: str) -> Path:
     with terminal.stage(name) as stage:
-        folder = base.of_run(source) or base.resolve(source, cache=storage.cache_dir(), notify=stage.status)
+        folder = fetching.fetch(source, uri=uri, notify=stage.status)
         stage.result(str(folder))
     return folder
 

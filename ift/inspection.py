@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ift import storage
+from ift import fetching, storage
 from ift.console import marked, numbers_table, supervised_parts, widened
 from ift.data import draws as drawing
 from ift.data import gather, selection, wording
@@ -71,9 +71,7 @@ def show(
             probes=probes.asked(spec.evaluate.probes),
         )
     with console.status("reading the model's tokenizer"):
-        folder = base.resolve(
-            spec.model.source, cache=cache, revision=spec.model.revision, sha256=spec.model.sha256
-        )
+        folder = fetching.fetch_model(spec.model, uri=spec.tracking.uri)
         tokenizer = base.load_tokenizer(folder)
     draws = drawing.draws_of(spec.mixture)
     counts = drawing.planned(gathered, draws)

@@ -28,8 +28,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from ift import fetching, storage
 from ift import spec as specs
-from ift import storage
 from ift.console import Terminal, marked, numbers_table, printable, supervised_parts, widened
 from ift.data import stream
 from ift.data.stream import Pack, Stream
@@ -295,11 +295,7 @@ def tokenizer_of(run: Run) -> Tokenizer:
     """The tokenizer that wrote the stream: the tuned model has it too, and asks neither a network nor a cache."""
     if base.is_model(run.folder / "model"):
         return base.load_tokenizer(run.folder / "model")
-    model = run.spec.model
-    folder = base.resolve(
-        model.source, cache=storage.cache_dir(), revision=model.revision, sha256=model.sha256
-    )
-    return base.load_tokenizer(folder)
+    return base.load_tokenizer(fetching.fetch_model(run.spec.model, uri=run.spec.tracking.uri))
 
 
 def step_lines(run: Run, step: int, *, count: int | None = None) -> Iterator[Row]:

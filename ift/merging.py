@@ -1,23 +1,23 @@
 """`ift merge`: an ordinary model folder out of an adapter and its base.
 
-In:  a run's folder, an adapter's folder or its id on the hub; where the model goes.
+In:  a run's folder, a version in MLflow, an adapter's folder or its id on the hub; where the model goes.
 Out: a folder of safetensors with tokenizer, chat template, card and lineage, whose logits were compared.
 
-    merge("runs/films", Path("films-merged"), dtype=None)
+    merge("runs/films", Path("films-merged"), uri="sqlite:///mlflow.db", dtype=None)
 """
 
 import os
 from pathlib import Path
 
-from ift import storage
+from ift import fetching
 from ift.console import own_terminal
 from ift.errors import IftError
 from ift.models import adapters, base
 
 
-def merge(source: str, output: Path, *, dtype: str | None) -> None:
+def merge(source: str, output: Path, *, uri: str, dtype: str | None) -> None:
     """Merge, and say where the model is. Raises `IftError` where there is no adapter or `output` exists."""
-    folder = base.of_run(source) or base.resolve(source, cache=storage.cache_dir())
+    folder = fetching.fetch(source, uri=uri)
     if not base.is_adapter(folder):
         raise IftError(
             f"{folder} is no adapter",

@@ -10,6 +10,7 @@ that has none; what a stage needs of earlier ones it reads from their folders (s
 
     runs/quickstart/
       spec.yaml            the spec with every default filled in
+      model.json           the version that the run began with, where its model is an alias in MLflow
       prepare/ baseline/ train/ evaluate/ register/     a stage each, with its manifest.json
       prompting/3/         the base model behind 3 solved examples, where `evaluate.shots` asks for it
       second/              another run, where the first forgot too much and `forgetting.on_breach` says so
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import ift
-from ift import cluster, storage
+from ift import cluster, fetching, storage
 from ift import spec as specs
 from ift.console import Terminal
 from ift.errors import IftError
@@ -43,7 +44,7 @@ def run(spec: Spec, folder: Path, terminal: Terminal) -> Manifest:
 
     Raises `IftError` for anything that the user can mend, most of it before any Ray process starts.
     """
-    claim(folder, spec)
+    spec = claim(folder, spec)
     if all(done(folder, stage) for stage in STAGES) and not _left(spec, folder):
         summary = storage.read_json(folder / "summary.json") or {}
         terminal.say(f"{spec.name} is finished already in {folder}; nothing to do. Its result:")
@@ -72,7 +73,7 @@ def run(spec: Spec, folder: Path, terminal: Terminal) -> Manifest:
 
 def prepare(spec: Spec, folder: Path, terminal: Terminal) -> Manifest:
     """The first stage alone: the stream that `run` would train on, in `folder`, where `run` goes on from it."""
-    claim(folder, spec)
+    spec = claim(folder, spec)
     job = Job(spec, folder, terminal)
     job.check()
     if not done(folder, "prepare"):
@@ -85,7 +86,7 @@ def prepare(spec: Spec, folder: Path, terminal: Terminal) -> Manifest:
 
 def measure(spec: Spec, folder: Path, terminal: Terminal) -> Manifest:
     """Everything but registering: what the run came to, as `summary.json` would have it."""
-    claim(folder, spec)
+    spec = claim(folder, spec)
     job = Job(spec, folder, terminal)
     job.check()
     with tracked(job):
@@ -98,6 +99,7 @@ def compare(spec: Spec, folder: Path, terminal: Terminal, *, lora: bool) -> list
 
     A row a task, as evaluate/compare.py has them.
     """
+    spec = fetching.pinned(spec, folder)
     summary = run(spec, folder, terminal)
     rows: list[Manifest] = summary["prompting"]
     if lora and summary["train"]["method"] != "lora":
@@ -113,12 +115,13 @@ def compare(spec: Spec, folder: Path, terminal: Terminal, *, lora: bool) -> list
     return rows
 
 
-def claim(folder: Path, spec: Spec) -> None:
-    """Make `folder` this spec's; refuse one that holds a run of another.
+def claim(folder: Path, spec: Spec) -> Spec:
+    """Make `folder` this spec's, and return it with the model's version pinned; refuse a run of another spec.
 
     The sections `tracking` and `cluster` may differ: they say where a run happens, not what it is. So may the
     number of solved examples that the base model is also asked with.
     """
+    spec = fetching.pinned(spec, folder)
     path = folder / "spec.yaml"
     if path.exists() and any(done(folder, stage) for stage in STAGES):
         old = dict(specs.flatten(specs.load(path).model_dump(by_alias=True, mode="json")))
@@ -133,6 +136,7 @@ def claim(folder: Path, spec: Spec) -> None:
                 hint="choose another folder with --output DIR, or another `name`",
             )
     storage.write_text(path, specs.dump(shown(spec)))
+    return spec
 
 
 # ── one run ──
@@ -216,8 +220,7 @@ def _other(spec: Spec, folder: Path, terminal: Terminal, way: str) -> Job:
     else:
         changed["mixture"] = spec.mixture.model_copy(update={"replay": spec.forgetting.replay})
     other = spec.model_copy(update=changed)
-    claim(folder, other)
-    return Job(other, folder, terminal, header=False)
+    return Job(claim(folder, other), folder, terminal, header=False)
 
 
 def _rank(summary: Manifest) -> tuple[bool, int, float]:

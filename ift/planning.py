@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ift import cluster, storage
+from ift import cluster, fetching, storage
 from ift.console import printable
 from ift.errors import IftError
 from ift.models import plan as plans
@@ -261,8 +261,9 @@ def show(
     if precision == "auto":
         precision = "fp32" if machine.gpu_bytes is None else "bf16"
     adapter = Adapter(**train.adapter.model_dump())
+    model = fetching.shape_of(spec.model, uri=spec.tracking.uri)
     found, source = decide(
-        spec.model.source,
+        model.source,
         machine=machine,
         length=sizes.length,
         global_batch=train.global_batch,
@@ -273,13 +274,13 @@ def show(
         attention=train.attention,
         nvme=train.nvme is not None,
         checkpoints=train.epochs > 1 or bool(train.checkpoint_steps or train.checkpoint_minutes),
-        revision=spec.model.revision,
-        sha256=spec.model.sha256,
+        revision=model.revision,
+        sha256=model.sha256,
         notify=lambda text: None if as_json else console.print(f"[dim]{escape(text)}[/]", highlight=False),
     )
     timing = None
     if probe and found.choice:
-        timing = probe_step(spec.model, found, adapter, packs=sizes.packs)
+        timing = probe_step(model, found, adapter, packs=sizes.packs)
     if as_json:
         console.print_json(data={**found.as_json(), "source": source, "probe": timing}, indent=2)
     else:

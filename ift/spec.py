@@ -27,7 +27,7 @@ class ModelSpec(Strict):
     """The pre-trained model to start from."""
 
     source: str = Field(
-        description="where the model is: a local folder, a hub id, or package:NAME==VERSION/MEMBER"
+        description="where the model is: a local folder, a hub id, models:/NAME@ALIAS, or package:NAME==VERSION/MEMBER"
     )
     revision: str | None = Field(None, description="the commit of a hub model")
     sha256: str | None = Field(

@@ -98,44 +98,22 @@ class Job:
         return None if asked == "auto" else asked if isinstance(asked, int) else asked[1]
 
     def _model(self) -> Path:
+        from ift import fetching
         from ift.models import base
 
-        model = self.spec.model
-        # the version that the model is of, where it came from the registry
-        self.registered: str | None = None
+        spec = self.spec
         with self.terminal.stage("model") as stage:
-            source = model.source
-            if source.startswith("models:/"):
-                source = str(self._from_registry(source, stage))
-            folder = base.resolve(
-                source,
-                cache=self.cache,
-                revision=model.revision,
-                sha256=model.sha256,
-                progress=_megabytes(stage),
-                notify=stage.status,
+            folder = fetching.fetch_model(
+                spec.model, uri=spec.tracking.uri, progress=_megabytes(stage), notify=stage.status
             )
             if base.is_adapter(folder):
                 raise IftError(
-                    f"the model source {model.source} is an adapter",
+                    f"the model source {spec.model.source} is an adapter",
                     wanted="an ordinary model",
-                    hint=f"`ift merge {model.source} FOLDER` makes one of it and its base",
+                    hint=f"`ift merge {spec.model.source} FOLDER` makes one of it and its base",
                 )
             self.parameters = base.parameter_count(folder)
             stage.result(f"{self.parameters / 1e6:,.1f} M parameters in {folder}")
-        return folder
-
-    def _from_registry(self, source: str, stage: Stage) -> Path:
-        """The folder of a version of a registered model, fetched once."""
-        from ift.tracking.registry import Registry
-
-        registry = Registry(self.spec.tracking.uri)
-        version = registry.named(source)
-        self.registered = str(version)
-        folder = self.cache / "models" / f"{version.name}-{version.number}-{version.run_id}"
-        if not folder.exists():
-            stage.status(f"fetching {version} from MLflow")
-            registry.pull(version, folder)
         return folder
 
     def check(self) -> None:
@@ -726,8 +704,6 @@ class Job:
         from ift.tracking import gate, lineage, registry
 
         spec, summary = self.spec, {**summary, "report": str(into / "report.html")}
-        if self.registered:
-            summary["model"] = {**summary["model"], "registered": self.registered}
         promotable = spec.forgetting.on_breach == "warn" or not gate.breached(summary["gate"])
         alias = "candidate" if promotable else None
         with self.terminal.stage("register") as stage:

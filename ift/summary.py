@@ -14,6 +14,7 @@ from typing import Any
 
 import ift
 from ift import storage
+from ift.fetching import REGISTERED
 from ift.spec import Spec
 
 Manifest = dict[str, Any]
@@ -186,12 +187,13 @@ def beside(before: Sequence[Manifest], after: Sequence[Manifest]) -> list[Manife
 
 def tags_of(spec: Spec, summary: Manifest) -> dict[str, str]:
     """What a registered version is told apart by."""
-    source, registered = spec.model.source, summary["model"].get("registered")
+    source = spec.model.source
+    version = source.removeprefix(REGISTERED) if source.startswith(REGISTERED) else ""
     return {
         "ift.version": ift.__version__,
         "ift.base_model": source,
-        "ift.base_pin": registered or spec.model.revision or spec.model.sha256 or "",
-        **({"ift.parent": registered} if registered else {}),
+        "ift.base_pin": version or spec.model.revision or spec.model.sha256 or "",
+        **({"ift.parent": version} if version else {}),
         "ift.spec": spec_digest(spec),
         "ift.stream": summary["stream"]["hash"],
         "ift.data": summary["data"]["digest"],

@@ -33,6 +33,7 @@ FLOORS = [
     ["stages"],
     ["reporting"],
     ["planning", "summary"],
+    ["fetching"],
     ["train", "tracking"],
     ["data", "evaluate"],
     ["models", "tasks"],

@@ -47,7 +47,7 @@ def resolve(
         if member.suffix != ".gguf":
             raise IftError(f"the model source {source}", wanted="a member ending in .gguf")
         return _dequantised(member, cache, notify)
-    if source.startswith(("s3://", "models:/")):
+    if source.startswith(("s3://", "models:/")):  # ift/fetching.py knows MLflow's
         raise IftError(
             f"the model source {source}",
             wanted="a local folder, a hub id, or package:NAME==VERSION/MEMBER.gguf",
