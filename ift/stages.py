@@ -47,6 +47,7 @@ _CHOSEN = (
     "activation_checkpointing",
     "micro_batch",
 )  # of a plan's choice, and of a job
+VERSION = "register/version.json"  # in a run's folder: what its version in the registry is to be
 _SYSTEM_EVERY_S = 10.0  # between samples of the machine, as MLflow's own monitor has them
 _SHOWN_ITEMS = 50  # of a task or probe, in the table of predictions
 
@@ -216,7 +217,11 @@ class Job:
             for note in _left_out(manifest, self.folder / "prepare"):
                 stage.note(note)
             self._tell_of_data(manifest)
-            return manifest
+            stated = base.license_of(self.model_dir)
+            return {
+                **manifest,
+                "licenses": {**({base.BASE: stated} if stated else {}), **manifest["licenses"]},
+            }
 
         def words(m: Manifest) -> str:
             return (
@@ -724,17 +729,20 @@ class Job:
             self.tracker.log_tags({"ift.gate": summary["gate"]["verdict"], "mlflow.note.content": card})
             stage.status("uploading the model to MLflow")
             templates = lineage.all_templates_digest(self.selection.tasks)
+            version: Manifest = {
+                "name": spec.registered_name,
+                "description": card,
+                "tags": {**tags_of(spec, summary), "ift.templates": templates},
+                "alias": alias,
+            }
+            # for `ift sync`, where MLflow is not there now
+            asked = {**version, "into": os.path.relpath(into, self.folder)}
+            storage.write_json(self.folder / VERSION, asked)
             try:
                 with self.tracker.stage("register"):
                     mlflow["run_id"] = _wait_for_run(self.tracker)
                     mlflow["model_version"] = registry.register(
-                        mlflow["run_id"],
-                        self.folder / "model",
-                        spec.registered_name,
-                        uri=spec.tracking.uri,
-                        description=card,
-                        tags={**tags_of(spec, summary), "ift.templates": templates},
-                        alias=alias,
+                        mlflow["run_id"], self.folder / "model", uri=spec.tracking.uri, **version
                     )
                 named = f", alias {alias}" if alias else ", not promotable: it forgot too much"
                 stage.result(f"{spec.registered_name} version {mlflow['model_version']}{named}")

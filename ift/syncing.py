@@ -1,4 +1,4 @@
-"""`ift sync RUN…`: send what a run's folder still holds for MLflow, from a process of its own.
+"""`ift sync RUN…`: send what a run's folder still holds for MLflow, its model too, from a process of its own.
 
 In:  folders of runs; where MLflow is, if not where `tracking.json` says.
 Out: a line a run, and whether all of them have arrived.
@@ -10,12 +10,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ift import storage
+from ift import reporting, storage
 from ift.console import Stage, Terminal
 from ift.errors import IftError
+from ift.stages import VERSION
 from ift.summary import done
+from ift.tracking import registry
 from ift.tracking.client import reason, without_secrets
 from ift.tracking.outbox import STATE, Outbox, saved_state
+from ift.tracking.report import write_report
 from ift.tracking.sender import Sender
 
 _TIMEOUT_S = 30.0  # of a request: here somebody waits for it, and nothing else does
@@ -25,13 +28,16 @@ _ATTEMPTS, _BETWEEN_S = 4, 2.0  # before a server is given up, and how much long
 def sync(
     folders: Sequence[Path], terminal: Terminal, *, uri: str | None = None, attempts: int = _ATTEMPTS
 ) -> bool:
-    """Send what these runs hold, and the further runs inside them; whether nothing is left.
+    """Send what these runs hold, and the further runs inside them, and register their models; whether nothing is left.
 
     Raises `IftError` for a folder that is no run's, before anything is sent.
     """
     found = [inner for folder in folders for inner in _with_inner(folder)]
     arrived = [_sync(folder, terminal, uri, attempts) for folder in found]
-    return all(arrived)
+    registered = [
+        _register(folder, terminal, uri) for folder, sent in zip(found, arrived, strict=True) if sent
+    ]
+    return all(arrived) and all(registered)
 
 
 def _with_inner(folder: Path) -> list[Path]:
@@ -68,7 +74,8 @@ def _sync(folder: Path, terminal: Terminal, uri: str | None, attempts: int) -> b
             terminal.say(f"- {folder}: nothing to send; all of it is in MLflow at {sender.address}")
         elif not _send(folder, sender, terminal, attempts):
             return False
-    _complete(folder, outbox, terminal)
+    if not outbox.state.get("ended"):
+        terminal.note(f"{folder}: the run was cut short; MLflow shows it as running until it goes on")
     return True
 
 
@@ -108,20 +115,36 @@ def _try(sender: Sender, stage: Stage, total: int, attempts: int) -> None:
         time.sleep(_BETWEEN_S * failures)
 
 
-def _complete(folder: Path, outbox: Outbox, terminal: Terminal) -> None:
-    """Mark a registration as done that only waited for this; say what sending alone does not complete."""
-    summary = storage.read_json(folder / "summary.json")
-    if summary and not done(folder, "register"):
-        mlflow = summary["mlflow"]
-        if mlflow.get("model_version") and mlflow.get("tracking_uri") == outbox.state["uri"]:
-            storage.write_json(folder / "register" / "manifest.json", mlflow)
-        else:
-            terminal.note(
-                f"{folder}: the model is not registered yet. `ift run` with the spec that made the run does "
-                "it, and trains nothing again"
-            )
-    if not outbox.state.get("ended"):
-        terminal.note(f"{folder}: the run was cut short; MLflow shows it as running until it goes on")
+def _register(folder: Path, terminal: Terminal, uri: str | None) -> bool:
+    """Make the run's model a version where it should be one and is not; whether it is, as far as it should be."""
+    asked, state = storage.read_json(folder / VERSION), saved_state(folder)
+    if asked is None or state is None:
+        return True  # it has not come so far, or another run of its folder was the better one
+    into = (folder / asked.pop("into")).resolve()
+    if done(into, "register"):
+        return True
+    summary, address = storage.read_json(into / "summary.json") or {}, uri or state["uri"]
+    try:
+        with terminal.stage("register") as stage:
+            stage.status(f"uploading the model of {folder}")
+            number = registry.register(state["run_id"], folder / "model", uri=address, **asked)
+            named = f", alias {asked['alias']}" if asked["alias"] else ""
+            stage.result(f"{asked['name']} version {number}{named}")
+            place = {"tracking_uri": without_secrets(address), "run_id": state["run_id"]}
+            mlflow = {**summary.get("mlflow", {}), **place, "model_version": number}
+            mlflow.pop("error", None)
+            summary["mlflow"] = mlflow
+            storage.write_json(into / "summary.json", summary)
+            write_report(into / "report.html", reporting.read(into))
+            pages = registry.Registry(address)
+            with pages.errors("written to"):
+                for name in ("summary.json", "report.html"):
+                    pages.client.log_artifact(state["run_id"], str(into / name))
+            storage.write_json(into / "register" / "manifest.json", mlflow)
+    except IftError as error:
+        terminal.note(f"{folder}: {error.what}; `ift sync {folder}` tries again")
+        return False
+    return True
 
 
 def _things(count: int) -> str:

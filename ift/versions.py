@@ -7,6 +7,7 @@ Out: tables for people, the same rows as JSON, or a folder with a model.
 """
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def show_model(
         _show_version(registry, registry.version(name, which), as_json=as_json, console=widened(console))
         return
     versions = registry.versions(name)
-    found = [version_row(version, registry.summary(version)) for version in versions]
+    with ThreadPoolExecutor(8) as threads:  # a request or two each, and there may be a hundred
+        found = list(map(version_row, versions, threads.map(registry.summary, versions)))
     aliases = [
         tag.removeprefix("ift.history.")
         for tag in registry.model(name).tags

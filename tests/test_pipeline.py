@@ -344,10 +344,20 @@ def test_interrupted_without_mlflow_and_continued_equals_uninterrupted(
     assert not [p for p in texts if b"hunter2" in p.read_bytes()], "a password was written down"
     assert "hunter2" not in on.output
 
-    late = ift(tmp_path, "run", "spec.yaml", f"tracking.uri=sqlite:///{tmp_path / 'late.db'}")
+    late = ift(tmp_path, "sync", "runs/tiny", "--uri", f"sqlite:///{tmp_path / 'late.db'}")
     assert late.status == 0, late.output
+    assert "tiny version 1, alias candidate" in late.output
     assert late.summary["mlflow"]["model_version"] == "1"
-    assert "goes on from" not in late.output  # nothing was trained again
+    assert "error" not in late.summary["mlflow"]
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'late.db'}")
+    version = client.get_model_version_by_alias("tiny", "candidate")
+    assert version.tags["ift.stream"] == on.summary["stream"]["hash"]
+    assert "model.safetensors" in {
+        Path(f.path).name for f in client.list_artifacts(version.run_id or "", "model")
+    }
+    assert "is finished already" in ift(tmp_path, "run", "spec.yaml").output
 
 
 def test_the_same_weights_come_out(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -21,11 +21,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from yaml import YAMLError
+
 from ift import packages, storage
 from ift.errors import IftError
 
 Progress = Callable[[int, int | None], None]
 ADAPTER = "adapter_config.json"  # what a folder has that holds an adapter alone
+CARD = "README.md"
+BASE = "the base model"  # among the licences that a run's results name
 _WEIGHTS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
@@ -111,7 +115,7 @@ def _from_hub(name: str, revision: str | None, notify: Callable[[str], None]) ->
     if not revision:
         notify(f"model.revision is not set: {name} may change under the same name; pin a commit")
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_WEIGHTS)))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*_WEIGHTS, CARD]))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise IftError(
             f"the hub has no model {name}" + (f" at revision {revision}" if revision else ""),
@@ -164,6 +168,31 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.config._name_or_path = gguf.stem
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if stated := _gguf_license(gguf):
+        storage.write_text(folder / CARD, f"---\nlicense: {stated}\n---\n\n# {gguf.stem}\n")
+
+
+def _gguf_license(gguf: Path) -> str:
+    from gguf import GGUFReader
+
+    field = GGUFReader(gguf).fields.get("general.license")
+    return str(field.contents()) if field else ""
+
+
+def license_of(folder: Path) -> str:
+    """The licence that the card of the model in `folder` states, or that of the base which `ift` tuned; "" for none."""
+    from huggingface_hub.repocard import metadata_load
+
+    tuned = storage.read_json(folder / "ift.json") or {}
+    if stated := tuned.get("licenses", {}).get(BASE):
+        return str(stated)
+    card = folder / CARD
+    try:
+        found = (metadata_load(card) if card.is_file() else None) or {}
+    except (ValueError, YAMLError):  # a card is for people; one that cannot be read states nothing
+        return ""
+    # the hub's "other" stands for terms that have a name of their own
+    return str((found.get("license") == "other" and found.get("license_name")) or found.get("license") or "")
 
 
 def load_tokenizer(folder: Path) -> Any:

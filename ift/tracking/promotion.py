@@ -14,7 +14,7 @@ What is decided (gate.py has the rules of the first three):
     champion     no task worse and no probe lower than with the version that holds the alias, on the same items
     leaks        the rows trained on were searched for test items
     export       the files of the model are there, in their sizes, and it was reloaded with equal logits
-    licences     the terms of every data set permit use
+    licences     the terms of every data set, and of the base model where its card states them, permit use
 
 Every move of an alias has a number. It is claimed as a param of the run of the model's first version: MLflow takes a
 param once and never changes it, so of two promotions at the same time one is told so, on any of its databases. The

@@ -329,3 +329,28 @@ def test_the_model_of_a_run_is_the_one_that_was_chosen(tmp_path: Path) -> None:
     ):
         (tmp_path / "summary.json").write_text(json.dumps({"run_dir": str(run)}), encoding="utf-8")
         assert base.of_run(str(tmp_path)) == tmp_path / model
+
+
+@pytest.mark.parametrize(
+    ("card", "stated"),
+    [
+        ("---\nlicense: apache-2.0\n---\n# A model\n", "apache-2.0"),
+        ("---\nlicense: other\nlicense_name: cc-by-nc-weights\n---\n", "cc-by-nc-weights"),
+        ("---\nlicense: other\n---\n", "other"),
+        ("---\nlicense: [\n---\n", ""),
+        ("# No front matter\n", ""),
+        (None, ""),
+    ],
+)
+def test_the_licence_of_a_model_is_what_its_card_states(
+    card: str | None, stated: str, tmp_path: Path
+) -> None:
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert base.license_of(tmp_path) == stated
+
+
+def test_a_tuned_model_has_the_licence_of_its_base(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlibrary_name: transformers\n---\n")
+    (tmp_path / "ift.json").write_text('{"licenses": {"the base model": "llama3.1", "films": "MIT"}}')
+    assert base.license_of(tmp_path) == "llama3.1"
