@@ -275,9 +275,8 @@ class Terminal:
             self.say(f"registered  {mlflow['model_name']} version {mlflow['model_version']}, {alias}")
             self.say(f"MLflow      ift ui --uri {mlflow['tracking_uri']}")
         else:
-            self.note(
-                f"not registered: {mlflow.get('error')}; `ift sync {summary['run_dir']}` registers it later, and so does the same command again"
-            )
+            later = f"`ift sync {summary['run_dir']}` registers it later, and so does the same command again"
+            self.note(f"not registered: {mlflow.get('error')}; {later}")
 
 
 def numbers_table(
