@@ -48,7 +48,7 @@ def evaluate(
     named = {"model": _folder(model, uri, terminal, "model")}
     if against:
         named["against"] = _folder(against, uri, terminal, "against")
-    items = _items(model, terminal, tasks, folders, probes, limit)
+    items = _items(model, terminal, tasks, folders, probes, limit, allow_code)
     if any(item["metric"] == "code" for item in items):
         from ift.tasks import code
 
@@ -165,6 +165,7 @@ def _items(
     folders: Sequence[str],
     probes: str,
     limit: int | None,
+    allow_code: bool,
 ) -> list[Manifest]:
     """The run's own items, or those of the named tasks and probes."""
     from ift.data.items import first_of_each
@@ -200,7 +201,7 @@ def _items(
                 progress=lambda done, total: stage.progress(done >> 20, total and total >> 20, "MiB"),
                 counting=lambda done, total: stage.progress(done, total, "rows"),
             )
-            asked, bad = making.items_of(gathered, chosen, limit=limit)
+            asked, bad = making.items_of(gathered, chosen, limit=limit, allow_code=allow_code)
             if bad:
                 stage.note(
                     f"{len(bad):,} test rows cannot be worded and are left out, the first: {bad[0][2]}"

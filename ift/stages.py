@@ -158,10 +158,11 @@ class Job:
 
             # whether there are GPUs, the cluster knows
             with_vllm.check(gpus=1, encoder_decoder=base.is_encoder_decoder(self.model_dir))
-        if any(task.metric == "code" for task in self.selection.tasks.values()):
+        allowed = spec.evaluate.allow_code
+        if any(t.metric == "code" or (allowed and t.tests) for t in self.selection.tasks.values()):
             from ift.tasks import code
 
-            code.make_sure(allow_code=spec.evaluate.allow_code)
+            code.make_sure(allow_code=allowed)
         if not done(self.folder, "prepare") or self._shots_left():
             assert self.gathered.rows
 
@@ -210,6 +211,7 @@ class Job:
                 seed=spec.seed,
                 test_limit=spec.evaluate.limit,
                 draws=draws_of(spec.mixture),
+                allow_code=spec.evaluate.allow_code,
                 progress=lambda done, total: stage.progress(done, total, "instructions"),
             )
             for note in manifest["notes"]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ift.data.gather import Gathered
 from ift.errors import IftError
+from ift.prompts import sandbox
 from ift.prompts.template import Instruction, choose
 from ift.tasks.probes import Probe
 from ift.tasks.task import Example, Task
@@ -25,11 +26,13 @@ def items_of(
     limit: int | None,
     options: float | None = None,
     split: str = "test",
+    allow_code: bool = False,
 ) -> tuple[list[dict[str, Any]], list[tuple[str, int, str]]]:
     """The frozen items of the test splits (or another `split`) and the probes, as `evaluate` understands them.
 
     With them the examples that could not be worded: task, place, reason. Answer options are shown as the
-    templates say, unless training shows (`options` 1) or hides (0) them always.
+    templates say, unless training shows (`options` 1) or hides (0) them always. With `allow_code` programs are graded
+    by their task's tests.
     Tasks that are only replayed are not tested: they are there for what they keep, which the probes measure.
     """
     selection = gathered.selection
@@ -43,7 +46,9 @@ def items_of(
         tested = gathered.splits[name][split][:limit]
         for place, example in zip(tested.places.tolist(), tested, strict=True):
             try:
-                items += [{**item, "suite": suite} for item in _test_item(task, example, shown)]
+                items += [
+                    {**item, "suite": suite} for item in items_of_test(task, example, shown, allow_code)
+                ]
             except IftError as error:
                 bad.append((name, place, error.what))
     return items + probe_items(probes), bad
@@ -71,7 +76,7 @@ def probe_items(probes: Sequence[Probe]) -> list[dict[str, Any]]:
     ]
 
 
-def _test_item(task: Task, example: Example, shown: bool | None) -> list[dict[str, Any]]:
+def items_of_test(task: Task, example: Example, shown: bool | None, allow_code: bool) -> list[dict[str, Any]]:
     """The item of one test example; none for raw text, whose loss on the validation split says it all."""
     item = _blank(task, example)
     if task.kind == "text":
@@ -86,7 +91,10 @@ def _test_item(task: Task, example: Example, shown: bool | None) -> list[dict[st
     template = choose(task.evaluation_wordings, pass_=0, example_id=example.id)
     key = f"0/{example.id}"
     worded = template.word(example.fields, key=key, show_options=shown, with_choices=True)
-    return [item_of(task, example, worded)]
+    asked = item_of(task, example, worded)
+    if allow_code and task.tests:
+        asked |= {"metric": "code", "reference": sandbox.render(task.tests, example.fields)}
+    return [asked]
 
 
 def item_of(task: Task, example: Example, worded: Instruction) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def build(
     seed: int,
     test_limit: int | None,
     draws: Draws | None = None,
+    allow_code: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Word, tokenize and pack everything; write the folder; return its manifest. Ray has to be up.
@@ -83,11 +84,18 @@ def build(
     fresh = work.tokenize(requests, progress)
     found = {name: work.tokens(name) for name in {some.task for some in requests}}
     documents = [documents_of(some, found[some.task], work.keys(some)) for some in requests]
-    items, bad = items_of(gathered, probes, limit=test_limit, options=draws.options)
+    items, bad = items_of(gathered, probes, limit=test_limit, options=draws.options, allow_code=allow_code)
     aside = _set_aside(folder / "quarantine.jsonl", gathered, documents, bad, test_limit)
     storage.write_jsonl(folder / "dropped.jsonl", account.dropped(gathered))
     storage.write_jsonl(folder / "items.jsonl", items)
-    held_out, _ = items_of(gathered, (), limit=_VALIDATION_ITEMS, options=draws.options, split="validation")
+    held_out, _ = items_of(
+        gathered,
+        (),
+        limit=_VALIDATION_ITEMS,
+        options=draws.options,
+        split="validation",
+        allow_code=allow_code,
+    )
     storage.write_jsonl(folder / "validation_items.jsonl", [i for i in held_out if i["suite"] == "task"])
 
     layout, trained = Layout(found), [d for d in documents if d.split == "train"]

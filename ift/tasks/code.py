@@ -45,6 +45,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,14 +212,7 @@ def _launch(task: dict[str, Any]) -> dict[str, Any]:
     _unshare(user)
     _die_with_parent()
     heard, says = os.pipe()
-    first = os.fork()
-    if first == 0:
-        try:
-            _first_process(task, user, says)
-        except OSError as error:
-            os.write(says, f"-{error}".encode())
-        finally:
-            os._exit(1)
+    first = _forked(_first_process, task, user, says)
     os.close(says)
     mark, in_time = task["mark"].encode(), True
     said = os.read(heard, 1)  # "+": the walls stand and the program begins
@@ -245,6 +239,21 @@ def _launch(task: dict[str, Any]) -> dict[str, Any]:
     return {"passed": False, "why": why, "detail": detail}
 
 
+def _forked(
+    work: Callable[[dict[str, Any], int, int], None], task: dict[str, Any], user: int, says: int
+) -> int:
+    """The id of a process that does `work` and ends; what the kernel refuses it goes out by `says`."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work(task, user, says)
+        except OSError as error:
+            os.write(says, f"-{error}".encode())
+        finally:
+            os._exit(1)
+    return child
+
+
 def _unshare(user: int) -> None:
     """New namespaces for the processes to come; without root's help, in a namespace of users where we are root."""
     flags = _NEW_MOUNTS | _NEW_UTS | _NEW_IPC | _NEW_PID | _NEW_NET
@@ -263,14 +272,7 @@ def _first_process(task: dict[str, Any], user: int, says: int) -> None:
     """The first process of the namespaces: when it ends, the kernel ends all others in there."""
     _die_with_parent()
     _build_walls(task["root"])
-    program = os.fork()
-    if program == 0:
-        try:
-            _become_program(task, user, says)
-        except OSError as error:
-            os.write(says, f"-{error}".encode())
-        finally:
-            os._exit(1)
+    program = _forked(_become_program, task, user, says)
     while True:
         ended, status = os.wait()  # orphans too
         if ended == program:

@@ -12,7 +12,6 @@ Out: scores from 0 to 1 by name, beside the mean of what metrics.py gives each i
 Pure functions of lists: for an interval, hand in the items of a resample.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -130,13 +129,6 @@ def chance(kind: str, choices: Sequence[int] = ()) -> float | None:
             raise ValueError(f"choices are {list(choices)[:5]}: wanted at least one for each item")
         return fmean(1 / n for n in choices)
     return 0.0 if kind in ("generation", "labelling") else None
-
-
-def most_frequent(references: Sequence[str]) -> float:
-    """The accuracy of always giving the most frequent answer: what a model that has learnt only the frequencies
-    scores, and on uneven classes more than a uniform guess does.
-    """
-    return max(Counter(references).values()) / len(references)
 
 
 def normalised(raw: float, chance: float) -> float:

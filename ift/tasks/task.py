@@ -218,6 +218,11 @@ class Task(Strict):
     )
     choices: Choices | None = Field(None, description="a mapping: field, and names or from")
     metric: str | None = Field(None, description=f"one of {', '.join(METRICS)}")
+    tests: str | None = Field(
+        None,
+        description="a template of the Python tests that an answer has to pass: pass@1 in the place of `metric` where "
+        "`evaluate.allow_code` lets programs run",
+    )
     random_baseline: float | None = Field(
         None, ge=0, lt=1, description="a number from 0 up to 1: the score of a guess"
     )
@@ -238,6 +243,24 @@ class Task(Strict):
             mean = f"; {near}" if near else ""
             raise ValueError(f"no metric `{metric}`{mean}")
         return metric
+
+    @field_validator("tests")
+    @classmethod
+    def _of_programs(cls, tests: str | None, info: ValidationInfo) -> str | None:
+        kind, fields = info.data.get("kind", "generation"), info.data.get("fields") or {}
+        if tests is None:
+            return None
+        if kind != "generation":
+            raise ValueError(
+                f"a {kind} has none; they go with kind generation, whose answers may be programs"
+            )
+        if fault := sandbox.syntax_error(tests):
+            raise ValueError(fault)
+        if fields and (unknown := sorted(sandbox.names_in(tests) - set(fields))):
+            near = nearest(unknown[0], fields)
+            mean = f"; {near}" if near else ""
+            raise ValueError(f"there is no field `{unknown[0]}`; the task has {', '.join(fields)}{mean}")
+        return tests
 
     @field_validator("templates")
     @classmethod

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ift.data.items import items_of_test
 from ift.prompts.options import STYLES
 from ift.tasks import task as tasks
 from ift.tasks.clusters import CLUSTERS
@@ -37,6 +38,17 @@ def test_a_task_reads_rows_of_its_schema(name: str) -> None:
         assert len({example.label for example in examples}) >= 2
     if task.source.hub:
         assert task.source.splits is None or set(task.source.splits) <= {"train", "validation", "test"}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if tasks.load(name).tests])
+def test_the_solutions_of_programming_tasks_pass_their_tests(name: str) -> None:
+    task = tasks.load(name)
+    for example in examples_of(task):
+        (plain,), (item,) = (items_of_test(task, example, None, allow_code) for allow_code in (False, True))
+        assert plain["metric"] == task.metric
+        assert item == {**plain, "metric": "code", "reference": item["reference"]}
+        assert grade("code", plain["reference"], item["reference"], allow_code=True) == 1
+        assert grade("code", "pass", item["reference"], allow_code=True) == 0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -85,8 +85,8 @@ CHOOSES = (
         (
             HEAD + "template: []\n" + TEMPLATES,
             "DIR/x.yaml:6: unknown key `template`\n  wanted: one of name, kind, description, cluster, license, "
-            "language, shadows, source, hook, group, fields, choices, metric, random_baseline, system, max_new_tokens, "
-            "templates\n  next:   did you mean `templates`?",
+            "language, shadows, source, hook, group, fields, choices, metric, tests, random_baseline, system, "
+            "max_new_tokens, templates\n  next:   did you mean `templates`?",
         ),
         (
             HEAD + "templates:\n  - {id: a, prompt: '{{ text }', completion: b}\n",
@@ -157,6 +157,18 @@ CHOOSES = (
         (
             HEAD + "templates:\n  - {id: a, prompt: '{{ text }}{{ options_ }}', completion: b}\n",
             "DIR/x.yaml:7: template `a`: it shows `options_`, but the task has no `choices`",
+        ),
+        (
+            HEAD + "fields: {text: text, checks: t}\ntests: '{{ check }}'\n" + TEMPLATES,
+            "DIR/x.yaml:7: `tests`: there is no field `check`; the task has text, checks; did you mean `checks`?",
+        ),
+        (
+            HEAD + "tests: '{{ checks }'\n" + TEMPLATES,
+            "DIR/x.yaml:6: `tests`: line 1: unexpected '}'",
+        ),
+        (
+            CHOOSES + "tests: '{{ checks }}'\n" + TEMPLATES,
+            "DIR/x.yaml:7: `tests`: a classification has none; they go with kind generation, whose answers may be",
         ),
         (
             CHOOSES.replace("[a, b]", "[a]") + TEMPLATES,
