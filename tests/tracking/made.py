@@ -7,17 +7,20 @@ Out: a version in the registry.
 """
 
 import random
+import threading
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ift import spec, storage
+from ift.errors import IftError
 from ift.evaluate import forgetting
 from ift.evaluate.evaluator import write
 from ift.summary import tags_of
-from ift.tracking import card, gate
-from ift.tracking.registry import register
+from ift.tracking import card, gate, promotion
+from ift.tracking.registry import Registry, register
 from ift.tracking.run import Tracker
 
 ITEMS = 120
@@ -104,3 +107,28 @@ def make_version(
     )
     tags = tags_of(spec.load(folder / "spec.yaml"), found)
     return register(tracker.run_id, folder / "model", name, uri=uri, description=page, tags=tags)
+
+
+def check_race(uri: str, folder: Path) -> None:
+    """Of two promotions at once one wins, and the other is told."""
+    for name in ("a", "b"):
+        make_version(uri, folder / name, "reviews")
+    start = threading.Barrier(2)
+
+    def go(which: str) -> int | str:
+        registry = Registry(uri)
+        version = registry.version("reviews", which)
+        decision = promotion.decide(registry, version, None)
+        start.wait()
+        try:
+            return promotion.promote(registry, version, "champion", decision, by="somebody").version
+        except IftError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as threads:
+        ended = list(threads.map(go, ("1", "2")))
+    ((won,), (told,)) = ([e for e in ended if isinstance(e, kind)] for kind in (int, str))
+    assert told.startswith("somebody else has just moved `champion`: version ")
+    registry = Registry(uri)
+    assert registry.aliases("reviews") == {"candidate": 2, "champion": won}
+    assert [move.version for move in promotion.history(registry, "reviews", "champion")] == [won]

@@ -1,14 +1,13 @@
 """A version is promoted where it passes, by one person at a time, and every move of an alias is written down."""
 
 import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import make_version, predictions
+from made import check_race, make_version, predictions
 
 from ift.errors import IftError
 from ift.tracking import guard, promotion
@@ -170,28 +169,7 @@ def test_a_reserved_alias_is_refused(alias: str, words: str) -> None:
 
 
 def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(uri: str, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        make_version(uri, tmp_path / name, "reviews")
-    decisions = [decided(uri, which) for which in ("1", "2")]
-    start, told, won = threading.Barrier(2), [], []
-
-    def go(decision: promotion.Decision) -> None:
-        registry = Registry(uri)
-        start.wait()
-        try:
-            won.append(promotion.promote(registry, decision.version, "champion", decision, by="somebody"))
-        except IftError as error:
-            told.append(str(error))
-
-    threads = [threading.Thread(target=go, args=(decision,)) for decision in decisions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(won) == len(told) == 1
-    assert told[0].startswith("somebody else has just moved `champion`: version ")
-    assert Registry(uri).aliases("reviews")["champion"] == won[0].version
-    assert [m.version for m in promotion.history(Registry(uri), "reviews", "champion")] == [won[0].version]
+    check_race(uri, tmp_path)
 
 
 def test_a_promotion_that_was_decided_on_another_champion_is_told(uri: str, tmp_path: Path) -> None:

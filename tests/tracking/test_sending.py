@@ -1,5 +1,6 @@
 """What a run tells arrives once and whole at a real server, whatever lies between: PostgreSQL and S3 behind MLflow."""
 
+import io
 import json
 import math
 import os
@@ -12,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made import check_race
+from rich.console import Console
 from servers import MlflowServer, Proxy, s3_objects, until, whole_server
 
+from ift import syncing
+from ift.console import Terminal
+from ift.errors import IftError
 from ift.tracking.client import mlflow_client
 from ift.tracking.run import Tracker
 
@@ -314,3 +320,24 @@ def test_a_stage_whose_run_was_deleted_gets_a_new_one(tmp_path: Path, server: Ml
     run.tell()
     assert run.tracker.close(timeout=120)
     run.check(server)
+
+
+def test_of_two_promotions_at_once_one_wins_on_a_server_too(tmp_path: Path, server: MlflowServer) -> None:
+    server.start()
+    check_race(server.uri, tmp_path)
+
+
+def test_a_folder_that_is_no_runs_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    terminal = Terminal(Console())
+    with pytest.raises(IftError, match=r"is no run's folder: it has neither spec\.yaml nor tracking\.json"):
+        syncing.sync([tmp_path / "other"], terminal)
+    with pytest.raises(IftError, match="there is no folder"):
+        syncing.sync([tmp_path / "nowhere"], terminal)
+
+
+def test_a_run_that_told_nothing_has_nothing_to_send(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("name: x\n")
+    said = io.StringIO()
+    assert syncing.sync([tmp_path], Terminal(Console(file=said, width=200)))
+    assert "nothing to send; the run has not begun to tell MLflow of anything" in said.getvalue()
