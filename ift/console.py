@@ -260,8 +260,11 @@ class Terminal:
         timings = summary["timings"]
         spent = " · ".join(f"{name} {seconds:.0f} s" for name, seconds in timings.items() if name != "total")
         self.say(f"\ntime        {timings['total'] / 60:.1f} min: {spent}")
+        train = summary["train"]
+        worker = train.get("gpu_peak_memory_gib") or train["worker_peak_memory_gib"]
         self.say(
-            f"memory      {summary['peak_memory_gib']:.1f} GiB at most, all processes of the run on this machine"
+            f"memory      {summary['peak_memory_gib']:.1f} GiB at most, all processes of the run on this machine; "
+            f"{worker:.1f} in training's largest worker, {train['planned_memory_gib']:.1f} planned"
         )
         self.say(f"model       {summary['model_dir']}")
         self.say(f"report      {summary['report']}")

@@ -262,8 +262,8 @@ class Job:
             "train",
             lambda stage: self._train(resources, stage),
             lambda m: (
-                f"{m['steps']:,} steps, loss {m['final_loss']:.3f}, {m['tokens_per_second']:,.0f} tokens/s; "
-                f"reloaded with the same logits (error {m['reload_error']:.0e})"
+                f"{m['steps']:,} steps, {m['packs']:,} packs each seen once, loss {m['final_loss']:.3f}, "
+                f"{m['tokens_per_second']:,.0f} tokens/s; reloaded with the same logits (error {m['reload_error']:.0e})"
             ),
         )
         # the model is exported and the manifest written: nothing will go on from here any more
@@ -488,6 +488,8 @@ class Job:
             "worker_peak_memory_gib": result["peak_memory_bytes"] / storage.GIB,
             **gpu,
             "resumed_at_step": result["resumed_at"],
+            # each was seen once: the workers have counted
+            "packs": min(result["steps"] * job.global_batch, job.packs),
             "stopped_early": result["steps"] < job.steps,
             "best_step": result["best_step"],
             "reload_error": verified["relative_error"],
