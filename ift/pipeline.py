@@ -33,7 +33,7 @@ from ift import spec as specs
 from ift.console import Terminal
 from ift.errors import IftError
 from ift.spec import Spec
-from ift.stages import Job
+from ift.stages import FITTING, Job
 from ift.summary import STAGES, Manifest, done, prompting_of, shown, summary_of, versions
 
 SECOND, LORA = "second", "lora"  # folders of further runs inside a run's own
@@ -119,7 +119,8 @@ def claim(folder: Path, spec: Spec) -> Spec:
     """Make `folder` this spec's, and return it with the model's version pinned; refuse a run of another spec.
 
     The sections `tracking` and `cluster` may differ: they say where a run happens, not what it is. So may the
-    number of solved examples that the base model is also asked with.
+    number of solved examples that the base model is also asked with, and, as long as it trains, how it fits into
+    memory: a checkpoint goes on under any of that.
     """
     spec = fetching.pinned(spec, folder)
     path = folder / "spec.yaml"
@@ -127,6 +128,8 @@ def claim(folder: Path, spec: Spec) -> Spec:
         old = dict(specs.flatten(specs.load(path).model_dump(by_alias=True, mode="json")))
         new = dict(specs.flatten(spec.model_dump(by_alias=True, mode="json")))
         free = ("tracking.", "cluster.", "evaluate.shots", "evaluate.draws")
+        if not done(folder, "train"):
+            free += tuple(f"train.{key}" for key in FITTING)
         changed = [k for k in {**old, **new} if old.get(k) != new.get(k) and not k.startswith(free)]
         if changed:
             raise IftError(

@@ -47,6 +47,7 @@ _CHOSEN = (
     "activation_checkpointing",
     "micro_batch",
 )  # of a plan's choice, and of a job
+FITTING = (*_CHOSEN, "nvme")  # what of `train` a run may go on with otherwise than it began
 VERSION = "register/version.json"  # in a run's folder: what its version in the registry is to be
 _SYSTEM_EVERY_S = 10.0  # between samples of the machine, as MLflow's own monitor has them
 _SHOWN_ITEMS = 50  # of a task or probe, in the table of predictions
@@ -568,13 +569,18 @@ class Job:
         return Adapter(**self.spec.train.adapter.model_dump())
 
     def plan(self, resources: cluster.Resources) -> None:
-        """Settle how to train, before anything costs time. A run that goes on keeps to what was settled."""
-        if done(self.folder, "train") or self._planned():
+        """Settle how to train, before anything costs time.
+
+        A run that goes on keeps to what was settled, unless the spec now asks for something else; all weights stay
+        all weights, and an adapter an adapter.
+        """
+        settled = (self._planned() or {}).get("choice")
+        if done(self.folder, "train") or (settled and self._within(settled)):
             return
         from ift.models import plan as plans
 
         with self.terminal.stage("plan") as stage:
-            found = self._plan(resources)
+            found = self._plan(resources, method=settled and settled["method"])
             if found.choice is None:
                 raise plans.refusal(found)
             if found.choice.method == "lora" and found.asked.method is None:
@@ -590,10 +596,17 @@ class Job:
     def _planned(self) -> Manifest | None:
         return storage.read_json(self.folder / "train" / "plan.json")
 
-    def _plan(self, resources: cluster.Resources) -> Any:
+    def _within(self, choice: Manifest) -> bool:
+        """Whether the spec leaves it at this choice."""
+        asked = {key: getattr(self.spec.train, key) for key in _CHOSEN}
+        return all(value in ("auto", choice[key]) for key, value in asked.items())
+
+    def _plan(self, resources: cluster.Resources, method: str | None = None) -> Any:
+        """`method` is what it has to be, where that is settled."""
         from ift import planning
 
         spec, train = self.spec, self.spec.train
+        asked = planning.asked_of(train)
         workers = planning.workers_of(spec.cluster.workers, gpu=bool(resources.gpus))
         machine = planning.this_machine if resources.nodes == 1 else planning.cluster_machine
         sizes = planning.sizes_of(done(self.folder, "prepare"), spec.data.max_length)
@@ -603,7 +616,7 @@ class Job:
             length=sizes.length,
             global_batch=train.global_batch,
             supervised_share=sizes.share,
-            asked=planning.asked_of(train),
+            asked=replace(asked, method=method or asked.method),
             adapter=self._adapter(),
             precision=self.precision(resources)[0],
             attention=train.attention,

@@ -1,0 +1,62 @@
+"""How a run fits into memory may change while it trains; what it is may not."""
+
+import io
+from pathlib import Path
+
+import pytest
+from conftest import write_spec
+from rich.console import Console
+
+from ift import pipeline, storage
+from ift import spec as specs
+from ift.cluster import Resources
+from ift.console import Terminal
+from ift.errors import IftError
+from ift.stages import Job
+
+HERE = Resources(cpus=4, gpus=0, nodes=1)
+
+
+def going_on(folder: Path, model: Path, *overrides: str) -> Job:
+    """What `ift run` begins with, up to the plan; the prepare stage is done by hand."""
+    path = folder / "spec.yaml"
+    spec = specs.load(path if path.exists() else write_spec(folder, model), overrides)
+    pipeline.claim(folder / "run", spec)
+    prepared = {"packs": 20, "max_length": 128, "supervised_tokens": 400, "tokens": 2000}
+    storage.write_json(folder / "run" / "prepare" / "manifest.json", prepared)
+    job = Job(spec, folder / "run", Terminal(Console(file=io.StringIO())))
+    job.plan(HERE)
+    return job
+
+
+def test_another_stage_is_planned_for_while_a_run_trains(tmp_path: Path, tiny_model: Path) -> None:
+    first = going_on(tmp_path, tiny_model)._choice()
+    assert (first["zero_stage"], first["adapter"]) == (2, None)
+    plan = tmp_path / "run" / "train" / "plan.json"
+    before = plan.stat().st_mtime_ns
+    assert going_on(tmp_path, tiny_model, "train.zero_stage=auto")._choice() == first  # it stays as it was
+    assert plan.stat().st_mtime_ns == before
+    then = going_on(tmp_path, tiny_model, "train.zero_stage=3", "train.micro_batch=1")._choice()
+    assert (then["zero_stage"], then["micro_batch"]) == (3, 1)
+
+
+def test_an_adapter_stays_one_under_another_stage(tmp_path: Path, tiny_model: Path) -> None:
+    going_on(tmp_path, tiny_model)
+    plan = tmp_path / "run" / "train" / "plan.json"
+    settled = storage.read_json(plan) or {}
+    settled["choice"]["method"] = "lora"  # as where memory was short
+    storage.write_json(plan, settled)
+    assert going_on(tmp_path, tiny_model, "train.zero_stage=3")._choice()["adapter"] is not None
+
+
+def test_what_is_not_possible_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    going_on(tmp_path, tiny_model)
+    with pytest.raises(IftError, match="without a GPU there is nothing to offload from"):
+        going_on(tmp_path, tiny_model, "train.offload=optimizer")
+
+
+def test_a_run_that_is_trained_stays_as_it_is(tmp_path: Path, tiny_model: Path) -> None:
+    going_on(tmp_path, tiny_model)
+    storage.write_json(tmp_path / "run" / "train" / "manifest.json", {"steps": 5})
+    with pytest.raises(IftError, match=r"it differs in `train.zero_stage`: 2 there, 3 here"):
+        going_on(tmp_path, tiny_model, "train.zero_stage=3")
