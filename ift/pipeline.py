@@ -127,7 +127,7 @@ def claim(folder: Path, spec: Spec) -> Spec:
     if path.exists() and any(done(folder, stage) for stage in STAGES):
         old = dict(specs.flatten(specs.load(path).model_dump(by_alias=True, mode="json")))
         new = dict(specs.flatten(spec.model_dump(by_alias=True, mode="json")))
-        free = ("tracking.", "cluster.", "evaluate.shots", "evaluate.draws")
+        free: tuple[str, ...] = ("tracking.", "cluster.", "evaluate.shots", "evaluate.draws")
         if not done(folder, "train"):
             free += tuple(f"train.{key}" for key in FITTING)
         changed = [k for k in {**old, **new} if old.get(k) != new.get(k) and not k.startswith(free)]

@@ -544,8 +544,9 @@ def _timed(config: Any, found: Plan, adapter: Adapter, repeats: int = 3) -> floa
 def _time(timing: Mapping[str, Any] | None) -> list[Any]:
     if timing is None:
         return []
-    hours = timing["hours"]
-    long = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    seconds = 3600 * timing["hours"]
+    unit, words = (3600, "hours") if seconds >= 3600 else (60, "minutes") if seconds >= 60 else (1, "seconds")
+    long = f"{seconds / unit:.1f} {words}"
     packs = f"{timing['packs']:,} packs"
     whole = f"{long} for the {packs} of the run" if timing["packs_are_prepared"] else f"{long} for {packs}"
     few, more = timing["layers_timed"]

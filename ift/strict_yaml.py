@@ -73,6 +73,19 @@ _MOVES = {
 OVERRIDDEN = -1  # the "line" of a value that came from the command line
 
 
+def front_matter(path: Path) -> dict[str, Any]:
+    """What stands between the dashes at the beginning of a Markdown file; nothing where it is no mapping in YAML: such
+    files are for people, and often broken."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if not text.startswith("---\n"):
+        return {}
+    try:
+        found = yaml.safe_load(text[4:].partition("\n---")[0])
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def parse_value(text: str) -> Any:
     """The value in `key=value` of the command line, by YAML's rules: `3` is a number, `[a, b]` a list."""
     try:

@@ -21,9 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from yaml import YAMLError
-
-from ift import packages, storage
+from ift import packages, storage, strict_yaml
 from ift.errors import IftError
 
 Progress = Callable[[int, int | None], None]
@@ -181,16 +179,10 @@ def _gguf_license(gguf: Path) -> str:
 
 def license_of(folder: Path) -> str:
     """The licence that the card of the model in `folder` states, or that of the base which `ift` tuned; "" for none."""
-    from huggingface_hub.repocard import metadata_load
-
     tuned = storage.read_json(folder / "ift.json") or {}
     if stated := tuned.get("licenses", {}).get(BASE):
         return str(stated)
-    card = folder / CARD
-    try:
-        found = (metadata_load(card) if card.is_file() else None) or {}
-    except (ValueError, YAMLError):  # a card is for people; one that cannot be read states nothing
-        return ""
+    found = strict_yaml.front_matter(folder / CARD)
     # the hub's "other" stands for terms that have a name of their own
     return str((found.get("license") == "other" and found.get("license_name")) or found.get("license") or "")
 

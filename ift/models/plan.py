@@ -219,7 +219,11 @@ def refusal(found: Plan) -> IftError:
     possible = [c for c in found.considered if c.memory]
     if not possible:
         reasons = list(dict.fromkeys(c.reason for c in found.considered))
-        return IftError("no way to train is possible as the spec asks: " + "; ".join(reasons[:3]))
+        return IftError(
+            "no way to train is possible as the spec asks: " + "; ".join(reasons[:3]),
+            hint="leave what is ruled out to the plan: train.zero_stage, offload, micro_batch and "
+            "activation_checkpointing may be `auto`",
+        )
     best = min(possible, key=lambda c: (_excess(found.machine, c), size_of(c)))
     method = {"full": "all weights of", "lora": "an adapter on"}[best.choice.method]
     return IftError(
