@@ -69,6 +69,7 @@ PURE = [
     "ift.data.tokens",
     "ift.data.wording",
     "ift.models.plan",
+    "ift.models.scaling",
     "ift.tasks",
     "ift.prompts",
 ]
