@@ -14,6 +14,7 @@ one before it to its own end by the clock, so that what happens between steps co
 import argparse
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -44,7 +45,12 @@ source: {files: rows.jsonl}
 metric: rouge_l
 templates: [{id: ask, prompt: "{{ question }}", completion: "{{ answer }}"}]
 """
-_TEXT = "the day after was long and the road went on through fields and woods to a small town by the sea"
+_WORDS = (
+    "apple autumn bell bird boat book branch bread bridge bright brook candle castle chair cliff cloud coast copper "
+    "corner cotton cradle crown dawn desert door dust eagle early east ember engine evening farm feather fence field "
+    "fire fish floor flower forest fox frost garden gate glass gold grain grass green harbour hill honey horse house "
+    "island ivory kettle key lake lamp leaf letter light lion market meadow mill mirror moon morning mountain mouse"
+)
 
 
 # What is run.
@@ -62,13 +68,10 @@ def prepare(folder: Path, model: str, *, length: int, batch: int, steps: int) ->
         )
         source = {"source": str(folder / "model")}
     count = steps * batch * length // 50 + 2  # a row has about so many tokens
-    words = _TEXT.split()
+    words, rng = _WORDS.split(), random.Random(0)
     rows = (
-        {
-            "question": " ".join([*words[i % 7 :], str(i), *words[: i % 11]]),
-            "answer": " ".join(words[: 4 + i % 9]),
-        }
-        for i in range(count)
+        {"question": " ".join(rng.choices(words, k=12)), "answer": " ".join(rng.choices(words, k=6))}
+        for _ in range(count)
     )
     storage.write_jsonl(folder / "rows.jsonl", rows)
     (folder / "sums.yaml").write_text(_TASK, encoding="utf-8")
@@ -76,7 +79,7 @@ def prepare(folder: Path, model: str, *, length: int, batch: int, steps: int) ->
         "name": "overhead",
         "model": source,
         "tasks": [{"file": "sums.yaml"}],
-        "data": {"max_length": length, "split": {"train": count - 2, "validation": 0, "test": 2}},
+        "data": {"max_length": length, "split": {"validation": 0, "test": 2}},
         "train": {
             "method": "full",
             "zero_stage": 0,
