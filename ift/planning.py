@@ -219,6 +219,10 @@ def described_machine(
     here = _look()
     elsewhere = gpus is not None and gpus > 0 and (gpu_memory is not None or gpus > here["gpus"])
     gpus = here["gpus"] if gpus is None else gpus
+    if gpu and not gpus:
+        raise IftError(
+            f"--gpu {gpu} does not say how many there are, and there is none here", wanted="--gpus N"
+        )
     if gpu_memory is None and gpus and not here["gpu_bytes"]:
         raise IftError(
             f"--gpus {gpus} does not say how much memory each has, and there is none here to look at",

@@ -214,6 +214,11 @@ def test_a_gpu_that_nobody_knows_is_told() -> None:
     assert caught.value.what == "nothing is known of a GPU called H10"
     assert str(caught.value.wanted).startswith("one of B200, H200, ")
     assert caught.value.hint == "did you mean `H100`?"
+    with pytest.raises(IftError) as caught:
+        planning.described_machine(
+            gpus=None, gpu_memory=None, nodes=None, host_memory=None, workers=None, global_batch=8, gpu="H100"
+        )
+    assert caught.value.what == "--gpu H100 does not say how many there are, and there is none here"
 
 
 def test_half_a_gpu_is_no_machine() -> None:
