@@ -10,6 +10,7 @@ torch's (`arm: bare`); `logits` times passes with supervised positions projected
 `train.py` beside this file runs it and says what a case holds.
 """
 
+import gc
 import json
 import os
 import sys
@@ -251,7 +252,8 @@ def train(case: dict[str, Any]) -> dict[str, Any]:
                 raise
             tried.append(str(choice))
             print(f"out of memory: {choice}", file=sys.stderr)
-            engine = None
+            engine = stream = None
+            gc.collect()  # DeepSpeed's engine holds itself
             torch.cuda.empty_cache()
     else:
         return {"skipped": f"out of memory in every way that was tried: {'; '.join(tried)}"}
