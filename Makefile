@@ -38,6 +38,18 @@ test-long: $(INSTALLED) ## Faults injected into whole trainings, one after the o
 test-fast: $(INSTALLED) ## The tests without Ray and without the real model
 	@exec $(BIN)/python -m pytest -m "not slow and not real" $(ARGS)
 
+.PHONY: bench
+bench: $(INSTALLED) ## Benchmarks that two cores do in 20 minutes: one table, one JSON
+	@exec $(BIN)/python benchmarks/run.py $(ARGS)
+
+.PHONY: bench-long
+bench-long: $(INSTALLED) ## The same in full: a million rows, whole trainings; some hours
+	@exec $(BIN)/python benchmarks/run.py --size long $(ARGS)
+
+.PHONY: bench-gpu
+bench-gpu: $(INSTALLED) ## Training on one GPU, ours beside TRL
+	@exec $(BIN)/python benchmarks/gpu/train.py --output build/benchmark/gpu.json $(ARGS)
+
 .PHONY: lint
 lint: $(INSTALLED) ## Ruff (rules and format) and mypy
 	@$(BIN)/ruff check .

@@ -11,15 +11,13 @@ tokens is supervised. CPU seconds, and not those of a clock, for others may be a
 """
 
 import argparse
-import json
-import os
 import random
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import ratios, spread, table, write
 
 from ift.data.stream import Pack
 from ift.models import attention
@@ -80,13 +78,11 @@ def measure(model: Any, pack: Pack, rounds: int) -> dict[str, Any]:
     for path in _PATHS:
         attention.use(model, path)
         errors[path] = probe_isolation(model, [pack], "cpu")
-    ratios = [one / other for one, other in zip(seconds["sdpa"], seconds["packed"], strict=True)]
     return {
         "documents": len(pack.lengths),
         "longest": max(pack.lengths),
         "cpu_seconds": seconds,
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
+        "ratio": vars(ratios(seconds["sdpa"], seconds["packed"])),
         "errors": errors,
     }
 
@@ -107,25 +103,24 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     model = model_of(asked.layers)
-    results = {}
-    print("| documents of | in a pack | sdpa, CPU s | packed, CPU s | sdpa / packed | from – to |")
-    print("|---|---|---|---|---|---|")
+    results, rows = {}, []
     for average in asked.averages:
         found = results[average] = measure(model, pack_of(asked.tokens, average, average), asked.rounds)
-        sdpa, packed = (statistics.median(found["cpu_seconds"][path]) for path in _PATHS)
-        print(
-            f"| {average} | {found['documents']} | {sdpa:.2f} | {packed:.2f} | {found['ratio']:.2f} "
-            f"| {min(found['ratios']):.2f} – {max(found['ratios']):.2f} |",
-            flush=True,
+        sdpa, packed = (spread(found["cpu_seconds"][path]).median for path in _PATHS)
+        ratio = found["ratio"]
+        rows.append(
+            [
+                average,
+                found["documents"],
+                f"{sdpa:.2f}",
+                f"{packed:.2f}",
+                f"{ratio['median']:.2f}",
+                f"{ratio['low']:.2f} – {ratio['high']:.2f}",
+            ]
         )
-    if asked.output:
-        about = {
-            "load": os.getloadavg(),
-            "torch": torch.__version__,
-            **vars(asked),
-            "output": str(asked.output),
-        }
-        asked.output.write_text(json.dumps({"about": about, "results": results}, indent=1))
+    head = ["documents of", "in a pack", "sdpa, CPU s", "packed, CPU s", "sdpa / packed", "from – to"]
+    print(table(head, rows))
+    write(asked.output, results, asked=vars(asked), packages=("ift", "torch", "transformers"))
 
 
 if __name__ == "__main__":

@@ -11,15 +11,14 @@ process with as many threads; they take turns, and a ratio is the median over th
 """
 
 import argparse
-import json
 import random
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import ratios, spread, table, write
 
 from ift import storage
 from ift.data.items import probe_items
@@ -56,20 +55,20 @@ def main() -> None:
         measured("generation", *generation(model, tokenizer, written), arguments.rounds),
         measured("choice ranking", *ranking(model, tokenizer, asked), arguments.rounds),
     ]
-    print(
-        "\n| what | loop, s | ours, s | ours, tokens/s | loop / ours | outputs |\n|---|---|---|---|---|---|"
-    )
-    for row in rows:
-        print(
-            f"| {row['what']} | {row['loop_s']:.1f} | {row['ours_s']:.1f} | {row['tokens'] / row['ours_s']:.0f} | "
-            f"{row['ratio']:.1f} ({row['from']:.1f} to {row['to']:.1f}) | {row['outputs']} |"
-        )
-    if arguments.output:
-        arguments.output.write_text(
-            json.dumps(
-                {"torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}, indent=2
-            )
-        )
+    head = ["what", "loop, s", "ours, s", "ours, tokens/s", "loop / ours", "outputs"]
+    lines = [
+        [
+            row["what"],
+            f"{row['loop_s']:.1f}",
+            f"{row['ours_s']:.1f}",
+            f"{row['tokens'] / row['ours_s']:.0f}",
+            f"{row['ratio']:.1f} ({row['from']:.1f} to {row['to']:.1f})",
+            row["outputs"],
+        ]
+        for row in rows
+    ]
+    print(f"\n{table(head, lines)}")
+    write(arguments.output, rows, asked=vars(arguments), packages=("ift", "torch", "transformers"))
 
 
 def measured(
@@ -84,15 +83,15 @@ def measured(
             found[name] = work()
             if turn:
                 seconds[name].append(time.perf_counter() - started)
-    ratios = [slow / fast for slow, fast in zip(seconds["loop"], seconds["ours"], strict=True)]
+    beside = ratios(seconds["loop"], seconds["ours"])
     tokens, outputs = equal(found["loop"], found["ours"])
     return {
         "what": what,
-        "loop_s": statistics.median(seconds["loop"]),
-        "ours_s": statistics.median(seconds["ours"]),
-        "ratio": statistics.median(ratios),
-        "from": min(ratios),
-        "to": max(ratios),
+        "loop_s": spread(seconds["loop"]).median,
+        "ours_s": spread(seconds["ours"]).median,
+        "ratio": beside.median,
+        "from": beside.low,
+        "to": beside.high,
         "tokens": tokens,
         "outputs": outputs,
     }

@@ -17,7 +17,6 @@ import csv
 import hashlib
 import json
 import os
-import platform
 import random
 import shutil
 import statistics
@@ -26,10 +25,10 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import psutil
 import yaml
@@ -350,23 +349,11 @@ def say(text: str) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers hang on."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    """What the numbers hang on; of TRL's environment, the versions that it asks for."""
     libraries = ("ift", "ray", "tokenizers", "transformers", "pyarrow", "numpy")
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": cores(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in libraries},
-        **dict(line.split("==") for line in _PEERS.read_text(encoding="utf-8").splitlines() if "==" in line),
-    }
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    lines = _PEERS.read_text(encoding="utf-8").splitlines()
+    peers = dict(line.split("==") for line in lines if "==" in line)
+    return {**common.machine(), **common.versions(libraries), **peers}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -421,7 +408,7 @@ def ratios(result: dict[str, Any]) -> dict[str, float]:
         return float(statistics.median(run["rows"] / run[by] for run in runs))
 
     return {
-        "a_core": rate(result["prepare"], "seconds") / cores() / rate(result["trl"], "seconds"),
+        "a_core": rate(result["prepare"], "seconds") / common.cores() / rate(result["trl"], "seconds"),
         "a_cpu_second": rate(result["prepare"], "cpu_seconds") / rate(result["trl"], "cpu_seconds"),
         "tokenizer_a_cpu_second": rate(result["prepare"], "cpu_seconds")
         / rate(result["tokenizer"], "cpu_seconds"),

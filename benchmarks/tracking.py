@@ -14,7 +14,6 @@ the training thread.
 """
 
 import argparse
-import json
 import os
 import random
 import socket
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import ratios, spread, table, write
 
 from ift import storage
 from ift.data.stream import Pack
@@ -199,28 +199,24 @@ def main() -> None:
             for name in order:
                 one = measure(model, pack, asked.steps, uris[name], work, arrives=name == "healthy")
                 found[name].append(one)
-    print("| MLflow | step, ms | to no tracker | from – to | CPU, ms | to no tracker | from – to |")
-    print("|---|---|---|---|---|---|---|")
-    results = {}
+    results, rows = {}, []
     for name, taken in found.items():
         row = results[name] = {}
         cells = [name]
         for place, what in enumerate(("seconds", "cpu_seconds")):
             values = [of[place] for of in taken]
-            ratios = [mine / none[place] for mine, none in zip(values, found[_NONE], strict=True)]
-            row[what] = {"median": statistics.median(values), "ratios": ratios, "all": values}
-            ratio = statistics.median(ratios)
-            cells += [f"{1000 * statistics.median(values):.1f}"]
-            cells += [f"{ratio:.3f}", f"{min(ratios):.3f} – {max(ratios):.3f}"] if name != _NONE else ["", ""]
-        print("| " + " | ".join(cells) + " |")
-    if asked.output:
-        about = {
-            "load": os.getloadavg(),
-            "torch": torch.__version__,
-            **vars(asked),
-            "output": str(asked.output),
-        }
-        asked.output.write_text(json.dumps({"about": about, "results": results}, indent=1))
+            beside = ratios(values, [none[place] for none in found[_NONE]])
+            row[what] = {"median": spread(values).median, "to_none": vars(beside), "all": values}
+            cells += [f"{1000 * spread(values).median:.1f}"]
+            cells += (
+                [f"{beside.median:.3f}", f"{beside.low:.3f} – {beside.high:.3f}"]
+                if name != _NONE
+                else ["", ""]
+            )
+        rows.append(cells)
+    head = ["MLflow", "step, ms", "to no tracker", "from – to", "CPU, ms", "to no tracker", "from – to"]
+    print(table(head, rows))
+    write(asked.output, results, asked=vars(asked), packages=("ift", "torch", "mlflow"))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     cli.py         the commands: each parses, calls one function, prints
     pipeline.py    the main job: prepare -> baseline -> train -> evaluate -> register
     stages.py      what each stage does;  summary.py  what a run came to
-    planning.py    what will fit, and what is chosen: `ift plan` (models/shape.py counts, models/plan.py decides)
+    planning.py    what will fit, and what is chosen: `ift plan` (models/shape.py, plan.py, scaling.py)
     spec.py        what a run is asked to do (strict_yaml.py: YAML that names the line of a mistake)
     prompts/       example -> instruction: templates in their sandbox, options, few-shot, chat formatting
     tasks/         what is taught and measured: tasks, the library, their metrics, the probes

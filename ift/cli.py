@@ -176,6 +176,10 @@ def prepare(spec: Path, overrides: Sequence[str], output: Path | None) -> None:
 @click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="On so many nodes.")
 @click.option("--host-memory", type=click.FloatRange(min=1), metavar="GIB", help="Of each node.")
 @_RUN_FOLDER
+@click.option("--gpu", metavar="NAME", help="What the GPUs are, such as H100, for the time of a step.")
+@click.option(
+    "--network", type=click.FloatRange(min=0.1), metavar="GBIT", help="Gbit/s of each node.  [default: 100]"
+)
 @click.option("--probe", is_flag=True, help="Time a step of the chosen kind, with random weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def plan(
@@ -185,6 +189,8 @@ def plan(
     gpu_memory: float | None,
     nodes: int | None,
     host_memory: float | None,
+    gpu: str | None,
+    network: float | None,
     output: Path | None,
     probe: bool,
     as_json: bool,
@@ -204,6 +210,8 @@ def plan(
         gpu_memory=gpu_memory,
         nodes=nodes,
         host_memory=host_memory,
+        gpu=gpu,
+        network=network,
         as_json=as_json,
         probe=probe,
     )

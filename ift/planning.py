@@ -22,8 +22,9 @@ from rich.table import Table
 
 from ift import cluster, fetching, storage
 from ift.console import printable
-from ift.errors import IftError
+from ift.errors import IftError, nearest
 from ift.models import plan as plans
+from ift.models import speed
 from ift.models.adapters import Adapter
 from ift.models.plan import GIB, Asked, Choice, Considered, Machine, Plan, times
 from ift.spec import Spec
@@ -159,7 +160,7 @@ def cluster_machine(workers: int | None, global_batch: int) -> Machine:
     return _machine(nodes, workers, global_batch)
 
 
-def _look() -> dict[str, int]:
+def _look() -> dict[str, Any]:
     """What this node has."""
     import psutil
     import torch
@@ -169,12 +170,13 @@ def _look() -> dict[str, int]:
     return {
         "gpus": gpus,
         "gpu_bytes": min(sizes, default=0),
+        "gpu": torch.cuda.get_device_name(0) if gpus else "",
         "host_bytes": psutil.virtual_memory().total,
         "cpus": psutil.cpu_count() or 1,
     }
 
 
-def _machine(nodes: Sequence[Mapping[str, int]], workers: int | None, global_batch: int) -> Machine:
+def _machine(nodes: Sequence[Mapping[str, Any]], workers: int | None, global_batch: int) -> Machine:
     """As small as the smallest node, and as full as the fullest: Ray packs workers, and any may land on any node."""
     gpus = sum(node["gpus"] for node in nodes)
     workers = workers or min(gpus or 2, global_batch)
@@ -188,6 +190,7 @@ def _machine(nodes: Sequence[Mapping[str, int]], workers: int | None, global_bat
         host_bytes_per_node=min(node["host_bytes"] for node in nodes),
         cpus=min(node["cpus"] for node in nodes),
         idle=max(0, gpus - workers),
+        gpu=nodes[0].get("gpu", "") if gpus else "",
     )
 
 
@@ -199,15 +202,27 @@ def described_machine(
     host_memory: float | None,
     workers: int | None,
     global_batch: int,
+    gpu: str | None = None,
+    network: float | None = None,
 ) -> Machine:
     """A machine in the words of the command line; what is not said is as here, but for GPUs that are not here.
 
     Their nodes are taken to be as large cloud machines are: host memory of twice the GPUs' and 12 cores each.
-    Raises `IftError` for half a GPU.
+    Raises `IftError` for half a GPU, and for one of a kind that nobody knows.
     """
+    if gpu and speed.peak(gpu) is None:
+        raise IftError(
+            f"nothing is known of a GPU called {gpu}",
+            wanted="one of " + ", ".join(speed.PEAKS),
+            hint=nearest(gpu, speed.PEAKS),
+        )
     here = _look()
     elsewhere = gpus is not None and gpus > 0 and (gpu_memory is not None or gpus > here["gpus"])
     gpus = here["gpus"] if gpus is None else gpus
+    if gpu and not gpus:
+        raise IftError(
+            f"--gpu {gpu} does not say how many there are, and there is none here", wanted="--gpus N"
+        )
     if gpu_memory is None and gpus and not here["gpu_bytes"]:
         raise IftError(
             f"--gpus {gpus} does not say how much memory each has, and there is none here to look at",
@@ -222,11 +237,13 @@ def described_machine(
         "gpu_bytes": gpu_bytes,
         "host_bytes": host_bytes if host_memory is None else int(host_memory * GIB),
         "cpus": _CORES_A_GPU * together if elsewhere else here["cpus"],
+        "gpu": gpu or ("" if elsewhere else here.get("gpu", "")),
     }
     if gpus:
         workers = min(workers or gpus, gpus, global_batch)
     machine = _machine([node] * count, workers, global_batch)
-    return replace(machine, assumed=elsewhere and host_memory is None)
+    assumed = elsewhere and host_memory is None
+    return replace(machine, assumed=assumed, network=network or machine.network)
 
 
 def workers_of(asked: str | int | tuple[int, int], *, gpu: bool) -> int | None:
@@ -247,6 +264,8 @@ def show(
     gpu_memory: float | None = None,
     nodes: int | None = None,
     host_memory: float | None = None,
+    gpu: str | None = None,
+    network: float | None = None,
     as_json: bool = False,
     probe: bool = False,
     console: Console | None = None,
@@ -256,7 +275,7 @@ def show(
     train = spec.train
     prepared = storage.read_json(folder / "prepare" / "manifest.json")
     sizes = sizes_of(prepared, spec.data.max_length, f" in {folder}")
-    machine = _asked_machine(spec, gpus, gpu_memory, nodes, host_memory)
+    machine = _asked_machine(spec, gpus, gpu_memory, nodes, host_memory, gpu, network)
     precision = train.precision
     if precision == "auto":
         precision = "fp32" if machine.gpu_bytes is None else "bf16"
@@ -282,7 +301,8 @@ def show(
     if probe and found.choice:
         timing = probe_step(model, found, adapter, packs=sizes.packs)
     if as_json:
-        console.print_json(data={**found.as_json(), "source": source, "probe": timing}, indent=2)
+        said = {**found.as_json(), "source": source, "predicted": predicted(found), "probe": timing}
+        console.print_json(data=said, indent=2)
     else:
         for part in (
             _head(found, source, sizes),
@@ -298,10 +318,16 @@ def show(
 
 
 def _asked_machine(
-    spec: Spec, gpus: int | None, gpu_memory: float | None, nodes: int | None, host_memory: float | None
+    spec: Spec,
+    gpus: int | None,
+    gpu_memory: float | None,
+    nodes: int | None,
+    host_memory: float | None,
+    gpu: str | None,
+    network: float | None,
 ) -> Machine:
     batch, asked = spec.train.global_batch, spec.cluster.workers
-    if any(value is not None for value in (gpus, gpu_memory, nodes, host_memory)):
+    if any(value is not None for value in (gpus, gpu_memory, nodes, host_memory, gpu, network)):
         return described_machine(
             gpus=gpus,
             gpu_memory=gpu_memory,
@@ -309,6 +335,8 @@ def _asked_machine(
             host_memory=host_memory,
             workers=workers_of(asked, gpu=bool(gpus)),
             global_batch=batch,
+            gpu=gpu,
+            network=network,
         )
     if spec.cluster.address:
         with cluster.connect(spec.cluster.address, workers=None) as resources:
@@ -389,11 +417,47 @@ def _chosen(found: Plan) -> list[Any]:
         if machine.gpu_bytes
         else f"{machine.workers_per_node} × {memory.worker_bytes / GIB:.2f}"
     )
+    if machine.gpu_bytes:
+        node.add_row("a step", _predicted_in_words(found))
     node.add_row(
         "a node",
         f"{memory.node / GIB:,.1f} of {machine.host_bytes_per_node / GIB:,.1f} GiB: {parts}, and {rest}",
     )
     return [choice, "", bars, node, ""]
+
+
+def predicted(found: Plan) -> dict[str, Any] | None:
+    """The time of a step of the choice, as programs read it; None where nothing fits."""
+    if found.choice is None:
+        return None
+    step = found.of(found.choice).step
+    assert step is not None
+    tokens = found.global_batch * found.length
+    return {
+        "seconds_a_step": step.seconds,
+        "computing": step.computing,
+        "waiting": step.waiting,
+        "updating": step.updating,
+        "offloading": step.offloading,
+        "tokens_a_second_and_worker": tokens / step.seconds / found.machine.workers,
+        "mfu": plans.utilization_of(found, found.choice),
+    }
+
+
+def _predicted_in_words(found: Plan) -> str:
+    said, machine = predicted(found), found.machine
+    assert said is not None
+    parts = [f"{said['computing']:.2f} computing", f"{said['waiting']:.2f} waiting for collectives"]
+    parts += [
+        f"{said['updating'] + said['offloading']:.2f} the optimizer"
+        + ", offloaded" * bool(said["offloading"])
+    ]
+    used = f", MFU {said['mfu']:.0%}" if said["mfu"] is not None else ""
+    on = machine.gpu or "an A100 (or say --gpu NAME)"
+    if machine.nodes > 1:
+        on += f", {machine.network:,.0f} Gbit/s a node"
+    speed_a_gpu = f"{said['tokens_a_second_and_worker']:,.0f} tokens/s a GPU{used}"
+    return f"about {said['seconds_a_step']:.2f} s ({'; '.join(parts)}), {speed_a_gpu} [dim]on {escape(on)}[/]"
 
 
 def _table(found: Plan) -> list[Any]:
@@ -427,7 +491,7 @@ def _table(found: Plan) -> list[Any]:
     more = len(ours) - _FEW
     rest = f", {times(more, 'slower kind')} left out" if more > 0 else ""
     head = f"{fits:,} of {len(found.considered):,} combinations fit; the best of each kind{rest}"
-    return [f"[dim]{head} (time by a rough model)[/]", table, ""]
+    return [f"[dim]{head} (time as docs/scaling.md predicts it)[/]", table, ""]
 
 
 def _rejected(found: Plan) -> list[Any]:

@@ -182,12 +182,43 @@ def test_nodes_of_gpus_that_are_not_here_are_taken_to_be_large(tmp_path: Path) -
     assert machine.host_bytes_per_node == 2 * 8 * 80 * GIB
     words = " ".join(shown(tmp_path, "Qwen/Qwen2.5-7B", gpus=8, gpu_memory=80).split())
     assert "1,280.0 GiB and 96 cores, as is assumed without --host-memory GIB" in words
-    assert "choice full, ZeRO-2" in words
+    assert "choice full, ZeRO-3" in words
 
 
 def test_gpus_that_a_step_does_not_reach_are_told(tmp_path: Path) -> None:
     words = " ".join(shown(tmp_path, "Qwen/Qwen2.5-7B", gpus=16, gpu_memory=80, nodes=2).split())
     assert "8 GPUs of 80.0 GiB (8 more are idle: a step's 8 packs are one a worker)" in words
+
+
+def test_the_time_of_a_step_is_said_for_the_gpu_and_the_network_that_are_named(tmp_path: Path) -> None:
+    machine = {"gpus": 16, "gpu_memory": 80, "nodes": 2}
+    options = ["train.global_batch=64", "data.max_length=4096"]
+    assumed = " ".join(shown(tmp_path, "Qwen/Qwen2.5-7B", options, width=160, **machine).split())
+    assert " tokens/s a GPU on an A100 (or say --gpu NAME), 100 Gbit/s a node" in assumed
+    named = {**machine, "gpu": "H100", "network": 3200}
+    faster = " ".join(shown(tmp_path, "Qwen/Qwen2.5-7B", options, width=160, **named).split())
+    assert "% on H100, 3,200 Gbit/s a node" in faster
+    both = [
+        json.loads(shown(tmp_path, "Qwen/Qwen2.5-7B", options, as_json=True, **kind))["predicted"]
+        for kind in (machine, named)
+    ]
+    assert both[0]["mfu"] is None
+    assert both[0]["seconds_a_step"] > 2 * both[1]["seconds_a_step"]
+
+
+def test_a_gpu_that_nobody_knows_is_told() -> None:
+    with pytest.raises(IftError) as caught:
+        planning.described_machine(
+            gpus=8, gpu_memory=80.0, nodes=1, host_memory=None, workers=None, global_batch=8, gpu="H10"
+        )
+    assert caught.value.what == "nothing is known of a GPU called H10"
+    assert str(caught.value.wanted).startswith("one of B200, H200, ")
+    assert caught.value.hint == "did you mean `H100`?"
+    with pytest.raises(IftError) as caught:
+        planning.described_machine(
+            gpus=None, gpu_memory=None, nodes=None, host_memory=None, workers=None, global_batch=8, gpu="H100"
+        )
+    assert caught.value.what == "--gpu H100 does not say how many there are, and there is none here"
 
 
 def test_half_a_gpu_is_no_machine() -> None:

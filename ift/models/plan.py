@@ -29,6 +29,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ift.errors import IftError
+from ift.models import scaling, speed
+from ift.models.scaling import BUCKET, LIVE, PREFETCH, WHOLE_BUCKET
 from ift.models.shape import BYTES, Shape, Way
 
 GIB = 2**30
@@ -39,11 +41,6 @@ OFFLOADS = ("none", "optimizer", "parameters")
 
 MARGIN = 0.10  # of memory that a plan leaves free: fragments, packs with more supervised tokens than most
 
-# What the engine tells DeepSpeed (ift/train/engine.py), in elements; and what DeepSpeed does by default.
-BUCKET = {"cpu": 50_000_000, "gpu": 200_000_000}
-_WHOLE_BUCKET = 500_000_000  # stage 0 reduces all gradients at once, up to so many
-_LIVE = 1_000_000_000  # stage 3 keeps so many gathered parameters for their next use (max_live_parameters)
-_PREFETCH = 50_000_000
 _SUB_GROUP = 1_000_000_000  # stage 3 steps on so many at a time
 
 # Measured (benchmarks/plan.py): what is there before any weight is.
@@ -72,6 +69,15 @@ class Machine:
     host_bytes_taken: int = HOST  # of each node, by what is no worker
     assumed: bool = False  # nobody said what the nodes have besides their GPUs
     idle: int = 0  # GPUs without a worker
+    gpu: str = ""  # its driver's name, or a part of it; "" is taken for an A100
+    network: float = scaling.NETWORK  # Gbit/s of a node
+
+    @property
+    def rates(self) -> scaling.Rates:
+        """What a worker's hardware does in a second."""
+        if self.gpu_bytes is not None:
+            return scaling.gpu_rates(self.gpu, network=self.network)
+        return scaling.cpu_rates(max(1, self.cpus // self.workers_per_node))
 
 
 @dataclass(frozen=True)
@@ -121,12 +127,17 @@ class Considered:
 
     choice: Choice
     memory: Memory | None  # None where the combination cannot be
-    seconds: float | None  # of a step, by a rough model: to compare with others, not to believe
+    step: scaling.Step | None  # its time, as predicted
     reason: str = ""  # "" where it fits
 
     @property
     def fits(self) -> bool:
         return not self.reason
+
+    @property
+    def seconds(self) -> float | None:
+        """Of a step."""
+        return self.step.seconds if self.step else None
 
 
 @dataclass(frozen=True)
@@ -288,7 +299,7 @@ def _consider(job: _Job, choice: Choice, asked: Asked) -> Considered:
     if reason := _impossible(job, choice, asked):
         return Considered(choice, None, None, reason)
     memory, machine = memory_of(job, choice), job.machine
-    found = Considered(choice, memory, seconds_of(job, choice))
+    found = Considered(choice, memory, step_of(job, choice))
     if machine.gpu_bytes is not None and memory.worker_bytes > _usable(machine.gpu_bytes):
         reason = f"{_needs(memory.worker_bytes, machine.gpu_bytes, 'a GPU')}; {_most(memory.worker)}"
     elif memory.node > _usable(machine.host_bytes_per_node):
@@ -351,10 +362,10 @@ def _on_cpu(job: _Job, choice: Choice) -> dict[str, dict[str, int]]:
     reduced = min(trained, BUCKET["cpu"] + way.largest)
     weights, fetched = 4 * all_weights, 0
     if stage == 3:
-        weights = 4 * (_part(all_weights, workers) + min(all_weights, _LIVE))
-        fetched = 4 * min(all_weights, _PREFETCH)
+        weights = 4 * (_part(all_weights, workers) + min(all_weights, LIVE))
+        fetched = 4 * min(all_weights, PREFETCH)
     optimizer = 8 * trained if stage == 0 else 12 * part
-    copies = 4 * (min(trained, _WHOLE_BUCKET + way.largest) if stage == 0 else reduced)
+    copies = 4 * (min(trained, WHOLE_BUCKET + way.largest) if stage == 0 else reduced)
     activations, logits = _passes(job, choice)
     holes = activations if choice.method == "full" else choice.micro_batch * shape.layers * way.kept.layer
     activations += math.ceil(_HOLES[choice.method] * holes)
@@ -404,7 +415,7 @@ def _on_gpu(job: _Job, choice: Choice) -> dict[str, dict[str, int]]:
         frozen, weights = 0, wide * trained
     if stage == 3:
         everything = frozen + trained
-        gathered = wide * (min(everything, _LIVE) + min(everything, _PREFETCH))
+        gathered = wide * (min(everything, LIVE) + min(everything, PREFETCH))
         weights = gathered + (0 if choice.offload == "parameters" else wide * _part(everything, workers))
     bucket = BUCKET["gpu"]
     staged = wide * min(trained, bucket) + wide * way.largest  # what is on its way to be reduced
@@ -412,7 +423,7 @@ def _on_gpu(job: _Job, choice: Choice) -> dict[str, dict[str, int]]:
     if job.precision == "fp32":
         gradients = {0: 4 * trained, 1: 4 * trained}.get(stage, 4 * part + staged)
         optimizer = 8 * trained if stage == 0 else 12 * part
-        copies = 4 * (min(trained, _WHOLE_BUCKET + way.largest) if stage == 0 else min(trained, bucket))
+        copies = 4 * (min(trained, WHOLE_BUCKET + way.largest) if stage == 0 else min(trained, bucket))
     else:
         gradients = {1: 4 * trained + 2 * way.largest}.get(stage, 4 * part + staged)
         optimizer = 12 * part
@@ -503,57 +514,58 @@ def _pinned(size: int) -> int:
 
 # ── time ──
 
-_FLOPS = {"gpu": 150e12, "cpu": 25e9}  # a second: of a GPU; of a core
-_FILLED = 400  # tokens of a micro-batch at which a GPU does half of what it can
-_LINK = {"gpu": (150e9, 12e9), "cpu": (1e9, 0.5e9)}  # bytes a second to workers of the same node, of others
-_PCIE = 12e9
+_PCIE = 12e9  # bytes a second
 _CPU_ADAM = 5e8  # parameters a second and core
 _DISK = 3e9  # bytes a second of a node
+_UNPACKED = 1.3  # times that a pass takes longer whose weights of 4 bits are unpacked at every use
 
 
-def seconds_of(job: _Job, choice: Choice) -> float:
-    """A step's time by a rough model of arithmetic, collectives and offloading: for comparison alone.
-
-    A forward pass takes 2 operations a parameter and token, a backward pass 4, or 2 where weights are frozen (Kaplan
-    et al. 2020, arXiv 2001.08361, section 2.1); activation checkpointing adds a forward pass.
-    """
-    shape, way, machine = job.shape, job.ways[choice.method], job.machine
-    kind = "gpu" if job.gpu else "cpu"
-    workers, wide = machine.workers, BYTES[job.precision]
-    rounds = math.ceil(job.rows / choice.micro_batch)
-    passes = (3 if choice.method == "full" else 2) + choice.activation_checkpointing
-    projected = shape.hidden * shape.vocabulary * job.supervised_share
-    attended = shape.layers * shape.heads * shape.head * job.length  # half of the square, both products
-    operations = 2 * job.rows * job.length * (shape.active + projected + attended) * passes
-    if job.gpu:
-        tokens = choice.micro_batch * job.length
-        speed = _FLOPS["gpu"] * tokens / (tokens + _FILLED)
-    else:
-        speed = _FLOPS["cpu"] * max(1, machine.cpus // machine.workers_per_node)
-    dear = (
-        1.3 if choice.method == "lora" and job.quantize == "4bit" else 1.0
-    )  # weights are unpacked at every use
-    computing = operations / speed * dear * (1.15 if choice.zero_stage == 3 else 1 + choice.zero_stage / 200)
-
-    link = _LINK[kind][0 if machine.nodes == 1 else 1]
-    gradient, all_weights = wide * way.trained, wide * shape.parameters
-    moved = {
-        0: 2 * 4 * way.trained,
-        1: 2 * 4 * way.trained + gradient,
-        2: rounds * 2 * gradient + gradient,
-        3: rounds * (gradient + all_weights * (1 if shape.parameters <= _LIVE else 2)),
-    }[choice.zero_stage]
-    sending = moved * (workers - 1) / workers / link * (0.5 if job.gpu else 1.0)
-
-    part, offloading = way.trained / workers, 0.0
-    if choice.offload != "none":
-        cores = max(1, machine.cpus // machine.workers_per_node)
-        offloading = (4 + wide) * part / _PCIE + part / (_CPU_ADAM * cores)
-        if job.nvme:
-            offloading += 2 * 16 * part * machine.workers_per_node / _DISK
+def step_of(job: _Job, choice: Choice) -> scaling.Step:
+    """A step's time: ift/models/scaling.py for passes and collectives, and besides what offloading takes."""
+    way, machine = job.ways[choice.method], job.machine
+    step = scaling.step_of(
+        job.shape,
+        machine.rates,
+        scaling.Run(
+            stage=choice.zero_stage,
+            workers=machine.workers,
+            nodes=machine.nodes,
+            rows=job.rows,
+            micro_batch=choice.micro_batch,
+            length=job.length,
+            supervised=job.supervised_share,
+            again=choice.activation_checkpointing,
+            trained=None if choice.method == "full" else way.trained,
+            precision=job.precision,
+            slower=_UNPACKED if choice.method == "lora" and job.quantize == "4bit" else 1.0,
+        ),
+    )
+    if choice.offload == "none":
+        return step
+    wide, part = BYTES[job.precision], way.trained / machine.workers
+    cores = max(1, machine.cpus // machine.workers_per_node)
+    offloading = (4 + wide) * part / _PCIE + part / (_CPU_ADAM * cores)
+    if job.nvme:
+        offloading += 2 * 16 * part * machine.workers_per_node / _DISK
     if choice.offload == "parameters":
-        offloading += rounds * 2 * all_weights / workers / _PCIE
-    return computing + sending + offloading
+        rounds = math.ceil(job.rows / choice.micro_batch)
+        offloading += rounds * 2 * wide * job.shape.parameters / machine.workers / _PCIE
+    return replace(step, updating=0.0, offloading=offloading)
+
+
+def utilization_of(found: Plan, choice: Choice) -> float | None:
+    """MFU of a step as predicted, by the formula that a run is logged with (speed.py); None without a known GPU."""
+    seconds, machine = found.of(choice).seconds, found.machine
+    if not seconds or not machine.gpu:
+        return None
+    tokens = found.global_batch * found.length
+    work = speed.operations(
+        found.shape,
+        tokens=tokens,
+        supervised=round(tokens * found.supervised_share),
+        full=choice.method == "full",
+    )
+    return speed.utilization(work, seconds=seconds, device=machine.gpu, count=machine.workers)
 
 
 # ── words ──

@@ -13,10 +13,13 @@ their own (2 backward). Attention between tokens is left out, so that the share 
 hold documents of unlike length.
 """
 
+from collections.abc import Mapping
+
 from ift.models.shape import Shape
 
-# Dense bf16 with fp32 sums, operations a second, by the vendors' data sheets (where these count 2:4 sparsity, half of
-# it). The driver's name is looked for from top to bottom.
+# Dense bf16 with fp32 sums, operations a second of what the driver calls a device, by the vendors' data sheets (where
+# these count 2:4 sparsity, half of it; docs/scaling.md has what they say). The driver's name is looked for from top to
+# bottom.
 PEAKS = {
     "B200": 2250e12,  # NVIDIA DGX B200
     "H200": 989e12,  # NVIDIA H200
@@ -33,7 +36,7 @@ PEAKS = {
     "RTX 4090": 165e12,  # NVIDIA Ada GPU architecture, appendix A
     "RTX 3090": 71e12,  # NVIDIA Ampere GA102 architecture, appendix A
     "MI300X": 1307e12,  # AMD CDNA 3
-    "MI250X": 383e12,  # AMD CDNA 2
+    "MI250X": 191.5e12,  # AMD CDNA 2: the card has 383, and is two devices to its driver
 }
 
 
@@ -42,8 +45,13 @@ def peak(device: str) -> float | None:
 
     Whole words count: an A10G is no A10.
     """
+    return named(device, PEAKS)
+
+
+def named(device: str, table: Mapping[str, float]) -> float | None:
+    """What a table by GPU has for the device of this name: the first of its keys whose words the name holds."""
     words = f" {device.replace('-', ' ').replace('_', ' ')} "
-    return next((value for name, value in PEAKS.items() if f" {name} " in words), None)
+    return next((value for name, value in table.items() if f" {name} " in words), None)
 
 
 def operations(shape: Shape, *, tokens: int, supervised: int, full: bool) -> float:

@@ -37,6 +37,7 @@ def test_operations_of_a_small_llama_by_hand():
         ("NVIDIA L40S", 362),
         ("NVIDIA GeForce RTX 4090", 165),
         ("AMD Instinct MI300X", 1307),
+        ("AMD Instinct MI250X", 191.5),  # one of its two dies
         ("NVIDIA A10G", None),
         ("Tesla V100-SXM2-16GB", None),
         ("cpu", None),
