@@ -7,7 +7,9 @@ Out: a `Check` each.
 """
 
 import json
+import logging
 import os
+import shlex
 import socket
 import time
 import urllib.error
@@ -25,6 +27,7 @@ from ift.doctor.services import LOOPBACK
 
 _PATIENCE = 5.0  # seconds for an answer
 _JOB_S = 300.0  # for the survey as a job
+_AGENT_S = 60.0  # for a head that has only just started
 _SKEW_S, _FAR_S = 1.0, 60.0  # clocks apart; AWS refuses what is signed 15 minutes off
 # Bytes a second of bus bandwidth below which training would wait for the network: that of 10 and of 1 gigabit Ethernet.
 _SLOW = {"nccl": 1.25e9, "gloo": 0.125e9}
@@ -179,10 +182,12 @@ def _as_job(address: str, storage: str | None) -> dict[str, Any] | Check:
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     job = f"ift-doctor-{uuid.uuid4().hex[:8]}"
-    command = "python -m ift.doctor.survey" + (f" --storage '{storage}'" if storage else "")
+    command = "python -m ift.doctor.survey" + (f" --storage {shlex.quote(storage)}" if storage else "")
+    for name in ("ray.dashboard", "ray._private"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # both tell of every package that they send
     try:
         client = JobSubmissionClient(address)
-        client.submit_job(entrypoint=command, submission_id=job, runtime_env=_runtime_env())
+        _submit(client, entrypoint=command, submission_id=job, runtime_env=_runtime_env())
         deadline = time.monotonic() + _JOB_S
         while not (status := client.get_job_status(job)).is_terminal() and time.monotonic() < deadline:
             time.sleep(0.5)
@@ -200,6 +205,19 @@ def _as_job(address: str, storage: str | None) -> dict[str, Any] | Check:
         return seen
     last = (logs.strip().splitlines() or ["no word of it"])[-1][:300]
     return Check("survey", "fail", f"the job {job} ended as {status}: {last}", f"ray job logs {job}")
+
+
+def _submit(client: Any, **job: Any) -> None:
+    """Ray has no agent that takes jobs until some time after its start."""
+    deadline = time.monotonic() + _AGENT_S
+    while True:
+        try:
+            client.submit_job(**job)
+            return
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
 
 
 # ── what the nodes have ──
