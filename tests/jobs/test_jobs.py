@@ -1,7 +1,7 @@
 """The jobs that come with the project: they load, read back, fit the machines that they name, and run.
 
-Nothing is fetched: a plan needs a model's shape alone, which the table of common models has, and a run gets a tiny model and
-rows of the library's own columns (tests/tasks/rows).
+Nothing is fetched: a plan needs a model's shape alone, which the table of common models has; a run gets a tiny model,
+and rows of the library's own columns (tests/tasks/rows).
 """
 
 import json
