@@ -436,6 +436,7 @@ _URI = click.option(
     show_envvar=True,
     help="A cluster to look at: http://HEAD:8265, or an address of Ray's such as auto.",
 )
+@click.option("--local", is_flag=True, help="This machine alone, whatever RAY_ADDRESS says.")
 @click.option("--storage", metavar="URL", help="Where checkpoints would go, such as s3://BUCKET/PREFIX.")
 @click.option("--tracking", metavar="URI", help="Where MLflow is.")
 @_JSON
@@ -443,6 +444,7 @@ def doctor(
     spec: Path | None,
     overrides: Sequence[str],
     address: str | None,
+    local: bool,
     storage: str | None,
     tracking: str | None,
     as_json: bool,
@@ -460,6 +462,7 @@ def doctor(
         loaded = specs.load(spec, overrides)
         storage, tracking = storage or loaded.cluster.storage, tracking or loaded.tracking.uri
         address = address or loaded.cluster.address
+    address = None if local else address
     sys.exit(0 if report.show(address=address, storage=storage, tracking=tracking, as_json=as_json) else 1)
 
 

@@ -405,7 +405,7 @@ def test_an_all_reduce_that_hangs_or_crawls() -> None:
 def test_who_may_submit_jobs(
     address: str, stranger: int, mine: int, has_token: bool, verdict: str, found: str
 ) -> None:
-    [check] = cluster.entry(address, stranger, mine, has_token=has_token)
+    check = cluster.entry(address, stranger, mine, has_token=has_token)
     assert check.verdict == verdict
     assert found in check.found
 
@@ -467,7 +467,7 @@ def test_the_command_on_this_machine_ends_with_1_where_something_fails(tmp_path:
 
 def test_a_spec_names_storage_and_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(report, "show", lambda **given: asked.update(given) or True)
+    monkeypatch.setattr(report, "show", lambda **given: not asked.update(given))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     spec = tmp_path / "spec.yaml"
     spec.write_text("name: x\nmodel: {source: no/model}\ntasks: [trec]\n")
@@ -478,6 +478,18 @@ def test_a_spec_names_storage_and_mlflow(tmp_path: Path, monkeypatch: pytest.Mon
     assert asked["storage"] == "s3://bucket/x"
     assert asked["tracking"] == "http://mlflow:5000"
     assert asked["address"] is None
+
+
+@pytest.mark.parametrize(("options", "address"), [([], "auto"), (["--local"], None)])
+def test_a_container_that_knows_its_cluster_looks_at_itself(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], address: str | None
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(report, "show", lambda **given: not asked.update(given))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(SystemExit):
+        cli.main(["doctor", *options])
+    assert asked["address"] == address
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ _AGENT_S = 60.0  # for a head that has only just started
 _SKEW_S, _FAR_S = 1.0, 60.0  # clocks apart; AWS refuses what is signed 15 minutes off
 # Bytes a second of bus bandwidth below which training would wait for the network: that of 10 and of 1 gigabit Ethernet.
 _SLOW = {"nccl": 1.25e9, "gloo": 0.125e9}
+_SHUT = ("token", "ray version")  # where one of these fails, no job of ours can be sent
 _DASHBOARD = "the dashboard's address is http://HEAD:8265; on the head, `ray status` says whether Ray runs"
 _TOKEN = "give the cluster's token: RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 
@@ -46,7 +47,7 @@ def examine(address: str, *, storage: str | None = None) -> Iterator[Check]:
         return
     found = doors(address, token())
     yield from found
-    if any(check.verdict == "fail" and check.name != "open doors" for check in found):
+    if any(check.name in _SHUT and check.verdict == "fail" for check in found):
         return
     seen = _as_job(address, storage)
     yield from [seen] if isinstance(seen, Check) else judge(seen)
@@ -75,27 +76,28 @@ def doors(address: str, token: str | None) -> list[Check]:
         told, body = _get(f"{address.rstrip('/')}/api/version", token)
     except OSError as error:
         return [Check("token", "fail", f"{address} cut the connection: {error}", _DASHBOARD)]
-    return [*entry(address, status, mine, has_token=token is not None), *_version(told, body, address)]
+    return [entry(address, status, mine, has_token=token is not None), *_version(told, body, address)]
 
 
-def entry(address: str, stranger: int, mine: int, *, has_token: bool) -> list[Check]:
-    """`stranger` and `mine` are the HTTP statuses that the job API answers without a token and with ours."""
+def entry(address: str, stranger: int, mine: int, *, has_token: bool) -> Check:
+    """`stranger` and `mine` are the HTTP statuses that the job API answers without a token and with ours.
+
+    A cluster that lets everyone in takes our job all the same, so that has a name of its own.
+    """
     refused = (401, 403)
     if stranger == 404:
-        return [
-            Check("token", "fail", f"what answers at {address} is no Ray dashboard (HTTP 404)", _DASHBOARD)
-        ]
+        return Check("token", "fail", f"what answers at {address} is no Ray dashboard (HTTP 404)", _DASHBOARD)
     if stranger in refused and mine in refused:
         what = "ours is not the cluster's" if has_token else "we have none"
-        return [Check("token", "fail", f"the cluster demands a token, and {what} (HTTP {mine})", _TOKEN)]
+        return Check("token", "fail", f"the cluster demands a token, and {what} (HTTP {mine})", _TOKEN)
     if mine >= 400:
-        return [Check("token", "fail", f"the job API answers HTTP {mine}", "see the head's dashboard.log")]
+        return Check("token", "fail", f"the job API answers HTTP {mine}", "see the head's dashboard.log")
     if stranger in refused:
-        return [Check("token", "pass", "demanded of everybody, and ours is right")]
+        return Check("token", "pass", "demanded of everybody, and ours is right")
     words = "nobody is asked for a token: whoever reaches the cluster can run code on it"
     move = "start it with RAY_AUTH_MODE=token and a token: ray get-auth-token --generate"
     local = (urlsplit(address).hostname or "") in LOOPBACK
-    return [Check("open doors", "warn" if local else "fail", words, move)]
+    return Check("open doors", "warn" if local else "fail", words, move)
 
 
 def _version(status: int, body: bytes, address: str) -> list[Check]:
@@ -169,9 +171,9 @@ def _joined(address: str, storage: str | None) -> Iterator[Check]:
         return
     try:
         yield Check("cluster", "pass", f"{address} answers")
-        if page := getattr(context, "dashboard_url", None):
-            with suppress(OSError):
-                yield from doors(f"http://{page}", token())
+        page = f"http://{getattr(context, 'dashboard_url', None) or ''}"
+        if reachable(page).verdict == "pass":  # it may be bound to the head's loopback address
+            yield from doors(page, token())
         yield from judge(survey.survey(storage=storage))
     finally:
         ray.shutdown()
