@@ -183,6 +183,50 @@ def stand_ins(folder: Path, names: Sequence[str]) -> Path:
     return folder
 
 
+def made_small(path: Path, folder: Path, model: Path, **more: Any) -> specs.Spec:
+    """The job as it is, with a tiny model, rows of the tests' own, and few of them."""
+    as_it_is = specs.load(path)
+    (folder / "tasks").mkdir()
+    stand_ins(folder / "tasks", list(select(as_it_is.tasks, as_it_is.mixture).tasks))
+    small = {
+        "model": {"source": str(make_t5(folder / "t5") if "t5" in path.stem else model)},
+        "task_folders": [str(folder / "tasks")],
+        "data.max_length": 512,
+        "data.split": {"train": 8, "validation": 2, "test": 2},
+        "data.decontaminate": 0,  # the rows are nearly alike
+        "train.epochs": 1,
+        "train.global_batch": 4,
+        "train.checkpoint_steps": 2,
+        "train.offload": "none",  # nothing to offload from on a CPU
+        "evaluate.limit": 2,
+        "evaluate.probes": ["copying"],
+        "tracking.uri": f"sqlite:///{folder}/mlflow.db",
+        **more,
+    }
+    if as_it_is.mixture.size or as_it_is.mixture.cap:
+        small |= {"mixture.size": 12, "mixture.cap": None, "mixture.max_repeats": 100}
+    return specs.load(path, [f"{key}={json.dumps(value)}" for key, value in small.items()])
+
+
+@every_job
+def test_a_job_reads_its_rows(
+    path: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is done before a cluster starts: settings that go together, rows under every task's fields."""
+    from rich.console import Console
+
+    from ift.console import Terminal
+    from ift.stages import Job
+
+    monkeypatch.setenv("IFT_CACHE", str(tmp_path / "cache"))
+    spec = made_small(path, tmp_path, tiny_model)
+    job = Job(spec, tmp_path / "run", Terminal(Console(quiet=True)), header=False)
+    job.check()
+    assert job.gathered.bad == 0
+    for name, splits in job.gathered.splits.items():
+        assert len(splits["test"]) >= 1, name
+
+
 @pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
     """One Ray for all of them."""
@@ -204,39 +248,15 @@ def test_a_job_runs_on_a_tiny_model(
     from ift.console import own_terminal
 
     monkeypatch.setenv("IFT_CACHE", str(tmp_path / "cache"))
-    as_it_is = specs.load(path)
-    selection = select(as_it_is.tasks, as_it_is.mixture)
-    folder = tmp_path / "tasks"
-    folder.mkdir()
-    stand_ins(folder, list(selection.tasks))
-    model = make_t5(tmp_path / "t5") if "t5" in path.stem else tiny_model
-    small = {
-        "model": {"source": str(model)},
-        "task_folders": [str(folder)],
-        "data.max_length": 1024 if "t5" in path.stem else 512,
-        "data.split": {"train": 8, "validation": 2, "test": 2},
-        "data.decontaminate": 0,  # the rows are nearly alike
-        "train.epochs": 1,
-        "train.global_batch": 4,
-        "train.checkpoint_steps": 2,
-        "train.offload": "none",
-        "evaluate.limit": 2,
-        "evaluate.probes": ["copying"],
-        "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db",
-        "cluster": {"workers": 2, "address": ray_address},
-    }
-    if as_it_is.mixture.size or as_it_is.mixture.cap:
-        small |= {"mixture.size": 12, "mixture.cap": None, "mixture.max_repeats": 100}
-    spec = specs.load(path, [f"{key}={json.dumps(value)}" for key, value in small.items()])
+    spec = made_small(path, tmp_path, tiny_model, cluster={"workers": 2, "address": ray_address})
     with own_terminal(tmp_path / "run" / "run.log") as terminal:
         summary = pipeline.run(spec, tmp_path / "run", terminal)
     assert summary["status"] == "finished"
     assert summary["train"]["steps"] >= 1
     assert summary["train"]["method"] == ("lora" if "lora" in path.stem else "full")
     assert summary["train"]["zero_stage"] == 3 or "zero3" not in path.stem
-    trained = {
-        row["task"] for row in storage.read_json(tmp_path / "run" / "prepare" / "manifest.json")["mixture"]
-    }  # type: ignore[index]
-    assert trained <= set(selection.tasks)
+    prepared = storage.read_json(tmp_path / "run" / "prepare" / "manifest.json") or {}
+    trained = {row["task"] for row in prepared["mixture"]}
+    assert trained <= set(select(spec.tasks, spec.mixture, folders=spec.task_folders).tasks)
     assert summary["mlflow"]["model_version"] == "1"
-    assert summary["mlflow"]["model_name"] == as_it_is.registered_name
+    assert summary["mlflow"]["model_name"] == specs.load(path).registered_name
