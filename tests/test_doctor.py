@@ -410,7 +410,7 @@ def test_who_may_submit_jobs(
     assert found in check.found
 
 
-@pytest.mark.parametrize("scheme", ["http://", ""])
+@pytest.mark.parametrize("scheme", ["http://", "ray://", ""])
 def test_an_address_where_nothing_answers(scheme: str) -> None:
     address = f"{scheme}127.0.0.1:{free_port()}"
     [check] = cluster.examine(address)
@@ -533,9 +533,13 @@ def test_a_cluster_of_two_nodes_with_a_token(tmp_path: Path, monkeypatch: pytest
             assert found["nodes"]["found"].startswith("2 nodes, 0 GPUs")
             assert found["versions"]["found"].endswith("the same on all 2 nodes")
             assert "gloo, one rank on each of 2 nodes" in found["all-reduce"]["found"]
-        wrong = doctor(f"http://127.0.0.1:{port}", "f" * 32)
-        assert wrong["token"]["verdict"] == "fail"
-        assert "ours is not the cluster's" in wrong["token"]["found"]
-        assert "nodes" not in wrong
+        for address, words in (
+            (f"http://127.0.0.1:{port}", "ours is not the cluster's"),
+            (made.address, "ours is missing or wrong"),
+        ):
+            wrong = doctor(address, "f" * 32)
+            assert wrong["token"]["verdict"] == "fail"
+            assert words in wrong["token"]["found"]
+            assert "nodes" not in wrong
     finally:
         made.shutdown()

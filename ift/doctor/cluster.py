@@ -153,21 +153,16 @@ def _runtime_env() -> dict[str, Any]:
 
 def _joined(address: str, storage: str | None) -> Iterator[Check]:
     """As a driver of our own, where Ray's own address was given."""
-    if address != "auto" and "://" not in address:
+    if address != "auto":
         check = reachable(address)
         if check.verdict == "fail":
             yield check
             return
     import ray
 
-    try:
-        context = ray.init(
-            address=address, log_to_driver=False, logging_level="ERROR", runtime_env=_runtime_env()
-        )
-    except Exception as error:  # noqa: BLE001  (Ray raises what it likes: no cluster, another version, no token)
-        text = " ".join(str(error).split())[:300]
-        denied = "auth" in text.lower() and "token" in text.lower()
-        yield Check("cluster", "fail", f"{address}: {text}", _TOKEN if denied else _DASHBOARD)
+    context = _join(address)
+    if isinstance(context, Check):
+        yield context
         return
     try:
         yield Check("cluster", "pass", f"{address} answers")
@@ -177,6 +172,24 @@ def _joined(address: str, storage: str | None) -> Iterator[Check]:
         yield from judge(survey.survey(storage=storage))
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> Any:
+    """Ray's context, or the `Check` that says why there is none."""
+    import ray
+
+    with look.silence() as chatter:  # Ray tells the terminal, and not its exception, that a token is missing
+        try:
+            return ray.init(
+                address=address, log_to_driver=False, logging_level="ERROR", runtime_env=_runtime_env()
+            )
+        except Exception as error:  # noqa: BLE001  (Ray raises what it likes: no cluster, another version, no token)
+            text = " ".join(str(error).split())[:300]
+            if "InvalidAuthToken" in chatter() or "auth" in text.lower():
+                return Check(
+                    "token", "fail", f"{address} demands a token, and ours is missing or wrong", _TOKEN
+                )
+            return Check("cluster", "fail", f"{address}: {text}", _DASHBOARD)
 
 
 def _as_job(address: str, storage: str | None) -> dict[str, Any] | Check:

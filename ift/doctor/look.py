@@ -16,7 +16,7 @@ import socket
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ COMPARED = ("ray", "torch", "deepspeed", "transformers", "ift")  # have to be eq
 
 def facts() -> dict[str, Any]:
     """All of it. Takes some seconds: torch and DeepSpeed are imported."""
-    with _silence():
+    with silence():
         gpus = cuda()
         kernels = ops()
     return {
@@ -210,20 +210,19 @@ def token_file() -> dict[str, Any] | None:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """What libraries print as they are imported is not the doctor's."""
+def silence() -> Iterator[Callable[[], str]]:
+    """What libraries print meanwhile, C++ included, goes to a file; the value reads it."""
     sys.stdout.flush()
     sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    null = os.open(os.devnull, os.O_WRONLY)
-    try:
+    with tempfile.TemporaryFile() as chatter:
+        saved = os.dup(1), os.dup(2)
         for stream in (1, 2):
-            os.dup2(null, stream)
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for stream, before in zip((1, 2), saved, strict=True):
-            os.dup2(before, stream)
-            os.close(before)
-        os.close(null)
+            os.dup2(chatter.fileno(), stream)
+        try:
+            yield lambda: os.pread(chatter.fileno(), 1 << 20, 0).decode(errors="replace")
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for stream, before in zip((1, 2), saved, strict=True):
+                os.dup2(before, stream)
+                os.close(before)
