@@ -17,6 +17,7 @@
     packages.py    files out of packages on a package index
     storage.py     run folders, manifests, room on disk
     cluster.py     Ray: start, connect, stop
+    doctor/        `ift doctor`: what a machine and a cluster lack, and what to do about it
     console.py     what people see on the terminal
     memory.py      the peak of a run's memory
     inspection.py  `ift inspect SPEC`;  looking.py  `ift inspect RUN`

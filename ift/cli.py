@@ -9,6 +9,7 @@
     ift chat runs/quickstart
     ift merge runs/adapter merged
     ift sync runs/*
+    ift doctor --address http://head:8265
     ift ui
 
 Imports stand inside the functions: `ift --help` loads nothing that trains.
@@ -443,6 +444,44 @@ def ui(uri: str, host: str, port: int) -> None:
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+
+
+@cli.command(short_help="Check this machine, and a cluster.")
+@click.argument("spec", type=click.Path(path_type=Path), required=False)
+@click.argument("overrides", metavar="[KEY=VALUE]…", nargs=-1)
+@click.option(
+    "--address",
+    envvar="RAY_ADDRESS",
+    show_envvar=True,
+    help="A cluster to look at: http://HEAD:8265, or an address of Ray's such as auto.",
+)
+@click.option("--local", is_flag=True, help="This machine alone, whatever RAY_ADDRESS says.")
+@click.option("--storage", metavar="URL", help="Where checkpoints would go, such as s3://BUCKET/PREFIX.")
+@click.option("--tracking", metavar="URI", help="Where MLflow is.")
+@_JSON
+def doctor(
+    spec: Path | None,
+    overrides: Sequence[str],
+    address: str | None,
+    local: bool,
+    storage: str | None,
+    tracking: str | None,
+    as_json: bool,
+) -> None:
+    """Check this machine, and what a run would need: versions, GPUs, kernels, disks, shared memory.
+
+    With SPEC, or with --storage and --tracking, whether the storage takes files and MLflow lets us in. With an address,
+    every node of the cluster: who may submit jobs, versions, clocks, and how fast a sum between nodes is. What does not
+    pass says what to do; exit status 1 where anything fails.
+    """
+    from ift.doctor import report
+
+    if spec:
+        loaded = _loaded(spec, overrides)
+        storage, tracking = storage or loaded.cluster.storage, tracking or loaded.tracking.uri
+        address = address or loaded.cluster.address
+    address = None if local else address
+    sys.exit(0 if report.show(address=address, storage=storage, tracking=tracking, as_json=as_json) else 1)
 
 
 @cli.command(short_help="Promote a version of a model, if it passes.")

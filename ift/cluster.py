@@ -18,6 +18,8 @@ from typing import Any
 
 from ift.errors import IftError
 
+OBJECT_STORE = 2**30  # bytes, of a Ray that is started here
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -60,7 +62,7 @@ def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
                 num_cpus=max(os.cpu_count() or 1, workers or 2) + 2,
                 include_dashboard=True,
                 log_to_driver=False,
-                object_store_memory=2**30,
+                object_store_memory=OBJECT_STORE,
                 runtime_env=runtime_env,
             )
     except ConnectionError as error:

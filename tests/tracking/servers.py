@@ -140,6 +140,7 @@ class MlflowServer:
         self.folder, self.port = folder, free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.environment = dict(environment or {})
+        self.options: list[str] = []  # more of `mlflow server`'s
         self._stores = ["--backend-store-uri", database, "--artifacts-destination", artifacts]
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -148,6 +149,7 @@ class MlflowServer:
         if self.process is not None:
             return
         options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1", "--serve-artifacts"]
+        options += self.options
         own = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "AWS_"))}
         with (self.folder / "server.log").open("a") as log:
             self.process = subprocess.Popen(
