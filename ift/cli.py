@@ -25,6 +25,7 @@ import click
 import ift
 from ift.errors import IftError
 
+_CHECKPOINT_S = 60  # a stop with less time than this may end without one
 _FOLDERS = click.option(
     "--folder",
     "folders",
@@ -99,17 +100,25 @@ def _at_work(
     work: Callable[..., object],
 ) -> None:
     """`work(spec, folder, terminal)`, with words for how it ended where that is not well."""
+    from ift import cluster, stopping
     from ift import spec as specs
     from ift.console import own_terminal
     from ift.tracking.client import resolve_uri
 
     loaded = specs.load(spec, overrides)
-    folder = (output or Path("runs") / loaded.name).absolute()
-    uri = resolve_uri(loaded.tracking.uri, Path.cwd())
+    place = cluster.workplace(loaded.cluster.storage)
+    folder = (output.expanduser() if output else place / "runs" / loaded.name).absolute()
+    uri = resolve_uri(loaded.tracking.uri, place)
     loaded = loaded.model_copy(update={"tracking": loaded.tracking.model_copy(update={"uri": uri})})
-    command = " ".join(again)
+    command = "submit it again" if cluster.in_job() else " ".join(again)
     try:
-        with own_terminal(folder / "run.log") as terminal:
+        with own_terminal(folder / "run.log") as terminal, stopping.heeded():
+            if cluster.in_job() and cluster.stop_seconds() < _CHECKPOINT_S:
+                terminal.note(
+                    f"Ray kills this job {cluster.stop_seconds():g} s after it asks it to stop, which is short for a "
+                    "checkpoint: submit with `ift submit`, or set RAY_JOB_STOP_WAIT_TIME_S=600 in the runtime "
+                    "environment's env_vars"
+                )
             try:
                 work(loaded, folder, terminal)
             except KeyboardInterrupt:

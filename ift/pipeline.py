@@ -148,6 +148,7 @@ def _work(job: Job) -> None:
     """All stages that need a cluster."""
     if _left(job.spec, job.folder):
         with cluster.connect(job.spec.cluster.address, workers=job.workers_asked) as resources:
+            job.check_cluster()
             job.prepare(resources)
             job.plan(resources)
             job.baseline(resources)

@@ -37,7 +37,7 @@ FLOORS = [
     ["data", "evaluate"],
     ["models", "tasks"],
     ["prompts", "spec", "cluster", "packages"],
-    ["storage", "places", "strict_yaml", "console", "memory"],
+    ["storage", "places", "strict_yaml", "console", "memory", "stopping"],
     ["errors"],
 ]
 
