@@ -16,7 +16,9 @@
     reporting.py   `ift report`: pages out of run folders
     packages.py    files out of packages on a package index
     storage.py     run folders, manifests, room on disk
-    cluster.py     Ray: start, connect, stop
+    cluster.py     Ray: start, connect, stop;  stopping.py  SIGTERM, with a checkpoint first
+    submitting.py  `ift submit`, `ift jobs`: dashboard.py reaches a cluster, parcel.py says what a job is sent,
+                   following.py shows its log
     console.py     what people see on the terminal
     memory.py      the peak of a run's memory
     inspection.py  `ift inspect SPEC`;  looking.py  `ift inspect RUN`

@@ -8,6 +8,7 @@ Out: a running Ray for the length of a `with` block.
 """
 
 import gc
+import json
 import os
 import threading
 import time
@@ -76,7 +77,10 @@ def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS")
-    runtime_env = {"env_vars": {name: os.environ[name] for name in _CARRIED if name in os.environ}}
+    given = _given_by_job()
+    runtime_env = {
+        "env_vars": {name: os.environ[name] for name in _CARRIED if name in os.environ and name not in given}
+    }
     try:
         if address:
             ray.init(address=address, log_to_driver=False, runtime_env=runtime_env)
@@ -108,6 +112,12 @@ def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
 def in_job() -> bool:
     """Whether Ray started this process for a job that was submitted."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _given_by_job() -> set[str]:
+    """The environment variables that the submitted job gives its tasks anyway; Ray refuses one that comes twice."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return set((job.get("runtime_env") or {}).get("env_vars") or {})
 
 
 def workplace(storage: str | None) -> Path:
@@ -151,8 +161,16 @@ def grows() -> bool:
     from ray.autoscaler.v2.utils import is_autoscaler_v2
     from ray.experimental.internal_kv import _internal_kv_get
 
-    status = _internal_kv_get("__autoscaling_status") or b""
-    return b"autoscaler_report" in status or bool(is_autoscaler_v2())
+    report = json.loads(_internal_kv_get("__autoscaling_status") or b"{}").get("autoscaler_report") or {}
+    return autoscales(report.get("node_type_mapping")) or bool(is_autoscaler_v2())
+
+
+def autoscales(types: Mapping[str, str] | None) -> bool:
+    """Whether nodes of these types (by the node's id) are an autoscaler's.
+
+    Where there is none Ray's monitor reports all the same, with each node as a type of its own.
+    """
+    return any(kind != f"node_{node}" for node, kind in (types or {}).items())
 
 
 def require_shared(places: Mapping[str, str | Path], *, patience_s: float = 60.0) -> None:

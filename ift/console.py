@@ -30,8 +30,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-_LINE_EVERY_S = 15  # where there is no terminal to redraw
-
+# Where there is no terminal to redraw, a line now and then; a submitted job's are drawn where it was submitted.
+_LINE_EVERY_S = float(os.environ.get("IFT_LINE_EVERY_S", "15"))
+_TELLS_STATUS = "IFT_LINE_EVERY_S" in os.environ
 
 _GAP = 2  # columns between the columns of a table
 _SHORTEST_NAME = 16  # characters that stay of a long name in a narrow table
@@ -67,6 +68,8 @@ class Stage:
         """What goes on, where there is nothing to count yet."""
         if self._terminal.progress and self._bar is not None:
             self._terminal.progress.update(self._bar, text=text)
+        elif _TELLS_STATUS:
+            self._terminal.say(f"  {self.name:<9} {text} …")
 
     def note(self, text: str) -> None:
         self._terminal.note(text)
@@ -385,7 +388,8 @@ def own_terminal(log: Path) -> Iterator[Terminal]:
     os.dup2(target, 2)
     os.close(target)
     stream = os.fdopen(out, "w", buffering=1, encoding="utf-8")
-    terminal = Terminal(Console(file=stream, width=None if stream.isatty() else 160))
+    width = None if stream.isatty() else int(os.environ.get("COLUMNS", _WIDE))
+    terminal = Terminal(Console(file=stream, width=width))
 
     def on_interrupt(number: int, frame: Any) -> None:
         terminal.say("stopping …")  # at once: ending the workers takes some seconds
