@@ -20,6 +20,7 @@
     submitting.py  `ift submit`, `ift jobs`: dashboard.py reaches a cluster, parcel.py says what a job is sent,
                    following.py shows its log
     console.py     what people see on the terminal
+    redaction.py   no secret in what is told or saved
     memory.py      the peak of a run's memory
     inspection.py  `ift inspect SPEC`;  looking.py  `ift inspect RUN`
     listing.py     `ift tasks`, `ift templates`;  chatting.py  `ift chat`;  merging.py  `ift merge`

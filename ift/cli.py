@@ -27,6 +27,7 @@ import click
 
 import ift
 from ift.errors import IftError
+from ift.redaction import without_secrets
 
 if TYPE_CHECKING:
     from ift.console import Terminal
@@ -137,10 +138,13 @@ def _at_work(
         raise
     except Exception as error:  # noqa: BLE001  (a fault of ours or of a library: the traceback is for the log)
         with (folder / "run.log").open("a", encoding="utf-8") as log:
-            traceback.print_exc(file=log)
+            log.write(without_secrets(traceback.format_exc()))
         click.secho("error: ", fg="red", err=True, nl=False)
         click.echo(
-            f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[-1]}", err=True
+            without_secrets(
+                f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[-1]}"
+            ),
+            err=True,
         )
         click.echo(f"  next:   the whole error is in {folder / 'run.log'}; to go on: {command}", err=True)
         sys.exit(1)
@@ -932,7 +936,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except IftError as error:
         click.secho("error: ", fg="red", err=True, nl=False)
-        click.echo(str(error), err=True)
+        click.echo(without_secrets(str(error)), err=True)
         sys.exit(2)
 
 

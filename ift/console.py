@@ -30,6 +30,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from ift.redaction import clean, without_secrets
+
 # Where there is no terminal to redraw, a line now and then; a submitted job's are drawn where it was submitted.
 _LINE_EVERY_S = float(os.environ.get("IFT_LINE_EVERY_S", "15"))
 _TELLS_STATUS = "IFT_LINE_EVERY_S" in os.environ
@@ -123,22 +125,24 @@ class Terminal:
                 self.progress.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(escape(text), highlight=False, soft_wrap=True)
+        self.console.print(escape(without_secrets(text)), highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Something that the user should know and that stops nothing."""
-        self.console.print(f"[yellow]![/] {escape(text)}", highlight=False, soft_wrap=True)
+        self.console.print(f"[yellow]![/] {escape(without_secrets(text))}", highlight=False, soft_wrap=True)
 
     def done(self, name: str, seconds: float, result: str) -> None:
         self.console.print(
-            f"[green]✓[/] [bold]{name:<9}[/] [dim]{seconds:7.1f} s[/]  {escape(result)}",
+            f"[green]✓[/] [bold]{name:<9}[/] [dim]{seconds:7.1f} s[/]  {escape(without_secrets(result))}",
             highlight=False,
             soft_wrap=True,
         )
 
     def header(self, rows: Sequence[tuple[str, str]]) -> None:
         for key, value in rows:
-            self.console.print(f"[dim]{key:<9}[/] {escape(value)}", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"[dim]{key:<9}[/] {escape(without_secrets(value))}", highlight=False, soft_wrap=True
+            )
         self.console.print()
 
     def mixture(self, prepared: Mapping[str, Any]) -> None:
@@ -377,7 +381,8 @@ def _signed(value: float | None) -> str:
 def own_terminal(log: Path) -> Iterator[Terminal]:
     """Everything that any library writes to stdout or stderr goes to `log`; only the `Terminal` reaches people.
 
-    File descriptors are moved, not Python's objects, because much of the chatter comes from C++ and children.
+    File descriptors are moved, not Python's objects, because much of the chatter comes from C++ and children. What
+    libraries wrote of secrets is taken out of `log` at the end of the block.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -407,3 +412,4 @@ def own_terminal(log: Path) -> Iterator[Terminal]:
         os.dup2(err, 2)
         os.close(err)
         stream.close()
+        clean(log)

@@ -31,6 +31,7 @@ from ift import cluster, storage
 from ift import spec as specs
 from ift.console import Terminal
 from ift.errors import IftError
+from ift.redaction import without_secrets
 from ift.spec import Spec
 from ift.stages import Job
 from ift.summary import STAGES, Manifest, done, prompting_of, shown, summary_of, versions
@@ -122,7 +123,7 @@ def claim(folder: Path, spec: Spec) -> None:
     path = folder / "spec.yaml"
     if path.exists() and any(done(folder, stage) for stage in STAGES):
         old = dict(specs.flatten(specs.load(path).model_dump(by_alias=True, mode="json")))
-        new = dict(specs.flatten(spec.model_dump(by_alias=True, mode="json")))
+        new = without_secrets(dict(specs.flatten(spec.model_dump(by_alias=True, mode="json"))))
         free = ("tracking.", "cluster.", "evaluate.shots", "evaluate.draws")
         changed = [k for k in {**old, **new} if old.get(k) != new.get(k) and not k.startswith(free)]
         if changed:
@@ -132,7 +133,7 @@ def claim(folder: Path, spec: Spec) -> None:
                 wanted="the same spec, to go on with that run",
                 hint="choose another folder with --output DIR, or another `name`",
             )
-    storage.write_text(path, specs.dump(shown(spec)))
+    storage.write_text(path, without_secrets(specs.dump(shown(spec))))
 
 
 # ── one run ──

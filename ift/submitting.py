@@ -28,17 +28,14 @@ from ift.console import Terminal
 from ift.dashboard import Dashboard
 from ift.errors import IftError, nearest
 from ift.following import Screen
+from ift.redaction import secret_name, without_secrets
 from ift.spec import Spec
-from ift.tracking.client import without_secrets
 
 STOP_S = 600  # what a stop gives the job for its checkpoint
 _LINE_EVERY_S = 2
 _LOOK_EVERY_S = 1.0
 _RECONNECT_S = 600.0  # a head that is started again, a laptop that slept
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
-_SECRET = re.compile(
-    r"token|secret|password|passwd|credential|private|(^|_)key(_|$)|access_key|api_key", re.I
-)
 T = TypeVar("T")
 
 
@@ -114,7 +111,7 @@ def _refuse_secrets(spec: Spec, env: Mapping[str, str]) -> None:
             "from a secret",
         )
     for name in env:
-        if _SECRET.search(name):
+        if secret_name(name):
             raise IftError(
                 f"--env {name}: Ray shows a job's environment to all who may look at its dashboard",
                 wanted="secrets in the environment or in files of the cluster's nodes, in Kubernetes from a secret",

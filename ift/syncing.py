@@ -13,8 +13,9 @@ from pathlib import Path
 from ift import storage
 from ift.console import Stage, Terminal
 from ift.errors import IftError
+from ift.redaction import without_secrets
 from ift.summary import done
-from ift.tracking.client import reason, without_secrets
+from ift.tracking.client import reason
 from ift.tracking.outbox import STATE, Outbox, saved_state
 from ift.tracking.sender import Sender
 

@@ -40,6 +40,7 @@ FLOORS = [
     ["dashboard"],
     ["prompts", "spec", "cluster", "packages", "following"],
     ["storage", "places", "strict_yaml", "console", "memory", "stopping"],
+    ["redaction"],
     ["errors"],
 ]
 
