@@ -33,6 +33,7 @@ BIN = Path(sys.executable).parent
 A, B = "10.77.31.1", "10.77.31.2"
 PORT, DASHBOARD_PORT = 6379, 8265
 PATIENCE = 900.0  # seconds for anything to happen
+_STARTS = 4
 
 
 _ASK = """
@@ -167,22 +168,34 @@ class Nodes:
                 **options,
             )
 
-    def ray_start(self, name: str, *options: str, before: str = "") -> None:
+    def _up(self, count: int, name: str, *options: str, before: str = "") -> None:
+        """Start Ray in a namespace, until there are `count` nodes. It gives up after 30 s of a busy machine; then again.
+
+        Raises `RuntimeError` with the end of its log.
+        """
         ray = [str(BIN / "ray"), "start", "--block", "--num-cpus=2", "--object-store-memory=200000000"]
         command = ["sh", "-c", f"{before} exec {shlex.join([*ray, *options])}"]
-        self.processes.append(self.start(name, *command, log=f"{name}.log"))
+        for _ in range(_STARTS):
+            self.processes.append(self.start(name, *command, log=f"{name}.log"))
+            wait(
+                lambda: self.processes[-1].poll() is not None or len(self.alive()) == count, f"{count} nodes"
+            )
+            if self.processes[-1].poll() is None:
+                return
+            self.kill(name)
+        log = (self.folder / f"{name}.log").read_text(errors="replace")
+        raise RuntimeError(f"Ray did not start in {_STARTS} attempts: {log[-500:]}")
 
     def start_head(self) -> None:
-        self.ray_start(
-            self.names[0], "--head", f"--node-ip-address={A}", f"--port={PORT}", f"--dashboard-host={A}"
+        self._up(
+            *(1, self.names[0], "--head", f"--node-ip-address={A}"),
+            *(f"--port={PORT}", f"--dashboard-host={A}", f"--dashboard-port={DASHBOARD_PORT}"),
         )
-        self.wait_for_nodes(1)
 
     def start_node(self) -> None:
         """The second host's node. What is mounted in `ip netns exec` nobody else sees."""
         own = [word for folder in self.hidden for word in ("mount", "-t", "tmpfs", "ift", str(folder), "&&")]
-        self.ray_start(self.names[1], f"--address={A}:{PORT}", f"--node-ip-address={B}", before=" ".join(own))
-        self.wait_for_nodes(2)
+        self._up(2, self.names[1], f"--address={A}:{PORT}", f"--node-ip-address={B}", before=" ".join(own))
 
     def alive(self) -> list[dict[str, Any]]:
         """The nodes that Ray takes for alive, with `id` and `address`; none while its dashboard does not answer."""

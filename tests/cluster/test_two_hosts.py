@@ -138,6 +138,17 @@ def test_a_run_outlives_the_host_that_it_loses(hosts: Nodes, spec: Path) -> None
     assert "has succeeded" in run.shown.splitlines()[-1]
 
 
+def test_a_real_head_refuses_what_it_should(hosts: Nodes, spec: Path) -> None:
+    submit = [sys.executable, "-m", "ift.cli", "submit", str(spec), "--address", hosts.dashboard]
+    submit += ["--add", str(spec.parent / "rows.jsonl")]
+    done = hosts.run(*submit, RAY_AUTH_TOKEN="wrong")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"the cluster at {hosts.dashboard} does not take the token from RAY_AUTH_TOKEN" in done.stderr
+    done = hosts.run(*submit, "cluster.workers=9")
+    assert done.returncode == 2
+    assert f"the cluster has room for 2: {A} with 2 CPUs; {B} with 2 CPUs" in done.stderr
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("harm", [lose, cut])
 def test_its_losses_are_those_of_a_run_to_which_nothing_happened(
@@ -147,6 +158,25 @@ def test_its_losses_are_those_of_a_run_to_which_nothing_happened(
     each_step_once(run)
     assert len(run.events("start")) > 1, "nothing was lost"
     assert [line["loss"] for line in run.metrics()] == quiet
+
+
+@pytest.mark.long
+def test_a_stopped_job_goes_on_from_its_checkpoint(hosts: Nodes, spec: Path, quiet: list[float]) -> None:
+    run = Submitted(hosts, spec, "stopped")
+    run.reach(3)
+    job = re.search(r"submitted (\S+) to", run.shown)
+    assert job
+    ask = [sys.executable, "-m", "ift.cli", "jobs", "stop", job[1], "--address", hosts.dashboard]
+    done = hosts.run(*ask)
+    assert f"{job[1]}: STOPPED" in done.stdout, done.stdout + done.stderr
+    assert run.end() == 130
+    (found,) = re.findall(r"stopped behind step (\d+), with a checkpoint", run.shown)
+    assert len(run.metrics()) == int(found) < STEPS
+    again = Submitted(hosts, spec, "stopped")
+    assert again.end() == 0, again.shown
+    assert f"submitted {job[1]}-2 to" in again.shown
+    assert [start["step"] for start in again.events("start")] == [0, int(found)]
+    assert [line["loss"] for line in again.metrics()] == quiet
 
 
 @pytest.fixture(scope="module")

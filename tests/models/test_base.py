@@ -329,3 +329,25 @@ def test_the_model_of_a_run_is_the_one_that_was_chosen(tmp_path: Path) -> None:
     ):
         (tmp_path / "summary.json").write_text(json.dumps({"run_dir": str(run)}), encoding="utf-8")
         assert base.of_run(str(tmp_path)) == tmp_path / model
+
+
+def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path, tiny_model: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {
+        "AutoConfig": "modeling_own.Config",
+        "AutoModelForCausalLM": "someone/else--modeling_own.Model",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    assert base.resolve(str(folder), cache=tmp_path) == folder  # transformers has its architecture itself
+    base.load_model(folder, dtype="float32")
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own"}))
+    with pytest.raises(IftError) as error:
+        base.resolve(str(folder), cache=tmp_path)
+    assert "is of the kind 'own', which transformers does not have" in str(error.value)
+    assert "code of its own (modeling_own.py), and code that comes with a model is never run" in str(
+        error.value
+    )
+    assert not (tmp_path / "ran").exists()
