@@ -169,7 +169,7 @@ class Nodes:
             )
 
     def _up(self, count: int, name: str, *options: str, before: str = "") -> None:
-        """Start Ray in a namespace, until there are `count` nodes. It gives up after 30 s of a busy machine; then again.
+        """Start Ray in a namespace until there are `count` nodes; again where a busy machine was too slow for it.
 
         Raises `RuntimeError` with the end of its log.
         """
