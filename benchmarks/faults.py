@@ -18,35 +18,30 @@ step's loss, as it was first written down, with that of a run of the same spec t
 import argparse
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
+from hosts import BIN, PATIENCE, PORT, A, B, Nodes, ip, missing, wait
 
 from ift import spec as specs
 from ift import storage
 from ift.models import base
 
 _HOUSE = Path(__file__).resolve().parents[1]
-_BIN = Path(sys.executable).parent
-_A, _B = "10.77.31.1", "10.77.31.2"
-_PORT = 6379
 _STEP = 12  # the fault comes behind this one; the last checkpoint then is of step 10
 _DISK, _ROOM = (
     250,
     60,
 )  # MiB: a disk of its own, and what is left on it when it is nearly full: one checkpoint is 41
-_PATIENCE = 900.0  # seconds for anything to happen
 _TASK = """\
 name: sentences
 kind: generation
@@ -55,136 +50,6 @@ source: {files: rows.jsonl}
 metric: rouge_l
 templates: [{id: ask, prompt: "{{ question }}", completion: "{{ answer }}"}]
 """
-
-
-@dataclass
-class Nodes:
-    """Two Ray nodes in network namespaces of their own."""
-
-    folder: Path
-    names: tuple[str, str] = field(default_factory=lambda: (f"ift-a-{os.getpid()}", f"ift-b-{os.getpid()}"))
-    token: str = field(default_factory=lambda: secrets.token_hex(32))
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def __enter__(self) -> "Nodes":
-        try:
-            self._start_all()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def _start_all(self) -> None:
-        a, b = self.names
-        for name in self.names:
-            _ip("netns", "add", name)
-        _ip("link", "add", "ift0", "netns", a, "type", "veth", "peer", "name", "ift0", "netns", b)
-        for name, address in zip(self.names, (_A, _B), strict=True):
-            _ip("-n", name, "link", "set", "lo", "up")
-            _ip("-n", name, "addr", "add", f"{address}/30", "dev", "ift0")
-            _ip("-n", name, "link", "set", "ift0", "up")
-        self.start_head()
-        self.start_node()
-
-    def __exit__(self, *_: object) -> None:
-        for name in self.names:
-            self.kill(name)
-        for process in self.processes:
-            process.wait()
-        for name in self.names:
-            with suppress(subprocess.CalledProcessError):  # it may not have come so far
-                _ip("netns", "delete", name)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {
-            **os.environ,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": self.token,
-            "RAY_ADDRESS": f"{_A}:{_PORT}",
-            "IFT_CACHE": str(self.folder / "cache"),
-            "PATH": f"{_BIN}:{os.environ['PATH']}",
-        }
-
-    def start(self, name: str, *command: str, log: str, **options: Any) -> subprocess.Popen[bytes]:
-        """A command in a namespace, its output in a file of the work folder."""
-        with (self.folder / log).open("ab") as file:
-            return subprocess.Popen(
-                ["ip", "netns", "exec", name, *command],
-                env=self.environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                **options,
-            )
-
-    def ray_start(self, name: str, *options: str) -> None:
-        ray = [str(_BIN / "ray"), "start", "--block", "--num-cpus=2", "--object-store-memory=200000000"]
-        self.processes.append(self.start(name, *ray, *options, log=f"{name}.log"))
-
-    def start_head(self) -> None:
-        self.ray_start(
-            self.names[0], "--head", f"--node-ip-address={_A}", f"--port={_PORT}", f"--dashboard-host={_A}"
-        )
-        self.wait_for_nodes(1)
-
-    def start_node(self) -> None:
-        self.ray_start(self.names[1], f"--address={_A}:{_PORT}", f"--node-ip-address={_B}")
-        self.wait_for_nodes(2)
-
-    def alive(self) -> list[dict[str, Any]]:
-        """The nodes that Ray takes for alive."""
-        ask = (
-            "import json, ray; ray.init(log_to_driver=False, logging_level='error'); alive = "
-            "[{'id': n['NodeID'], 'address': n['NodeManagerAddress']} for n in ray.nodes() if n['Alive']]; "
-            "print('nodes', json.dumps(alive))"
-        )
-        done = subprocess.run(
-            ["ip", "netns", "exec", self.names[0], sys.executable, "-c", ask],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=180,
-        )
-        # Ray logs among it; where Ray is not up yet there is no such line
-        told = [line for line in done.stdout.splitlines() if line.startswith("nodes ")]
-        found: list[dict[str, Any]] = json.loads(told[-1].removeprefix("nodes ")) if told else []
-        return found
-
-    def wait_for_nodes(self, count: int) -> None:
-        wait(lambda: len(self.alive()) == count, f"{count} nodes")
-
-    def pids(self, name: str, of: str = "") -> list[int]:
-        """The processes in a namespace whose command line holds `of`."""
-        found = []
-        listed = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
-        for pid in map(int, listed.stdout.split()):
-            with suppress(psutil.Error):
-                if of in " ".join(psutil.Process(pid).cmdline()):
-                    found.append(pid)
-        return found
-
-    def kill(self, name: str, of: str = "", with_signal: int = signal.SIGKILL) -> int:
-        """Send a signal to these processes; how many there were."""
-        pids = self.pids(name, of)
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, with_signal)
-        return len(pids)
-
-
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
-
-
-def wait(until: Callable[[], Any], what: str) -> Any:
-    """What `until` gives when it gives something."""
-    deadline = time.monotonic() + _PATIENCE
-    while not (found := until()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {_PATIENCE:.0f} s")
-        time.sleep(0.1)
-    return found
 
 
 @dataclass
@@ -202,7 +67,7 @@ class Run:
 
     def start(self) -> "Run":
         spec, log = self.nodes.folder / "spec.yaml", f"{self.name}.log"
-        command = [str(_BIN / "ift"), "run", str(spec), f"name={self.name}", *self.overrides]
+        command = [str(BIN / "ift"), "run", str(spec), f"name={self.name}", *self.overrides]
         self.process = self.nodes.start(
             self.nodes.names[0], *command, "--output", str(self.folder), log=log, start_new_session=True
         )
@@ -210,7 +75,7 @@ class Run:
 
     def end(self) -> int:
         assert self.process
-        return self.process.wait(timeout=_PATIENCE)
+        return self.process.wait(timeout=PATIENCE)
 
     def kill(self) -> None:
         """The driver, without a word; `ip netns exec` becomes what it executes."""
@@ -268,20 +133,20 @@ def node(nodes: Nodes, run: Run) -> float:
 def cable(nodes: Nodes, run: Run) -> float:
     """the cable between the nodes is pulled; `workers: [1, 2]`, time-out 30 s"""
     run.overrides += ("cluster.workers=[1, 2]", "train.hang_timeout_s=30")
-    return _harm(run, lambda: _ip("-n", nodes.names[1], "link", "set", "ift0", "down"))
+    return _harm(run, lambda: ip("-n", nodes.names[1], "link", "set", "ift0", "down"))
 
 
 def notice(nodes: Nodes, run: Run) -> float:
     """a notice that a node will be taken away; `workers: [1, 2]`"""
     run.overrides += ("cluster.workers=[1, 2]",)
-    (going,) = (n["id"] for n in nodes.alive() if n["address"] == _B)
+    (going,) = (n["id"] for n in nodes.alive() if n["address"] == B)
 
     def harm() -> None:
         nodes.start(
             nodes.names[0],
-            str(_BIN / "ray"),
+            str(BIN / "ray"),
             "drain-node",
-            f"--address={_A}:{_PORT}",
+            f"--address={A}:{PORT}",
             f"--node-id={going}",
             "--reason=DRAIN_NODE_REASON_PREEMPTION",
             "--reason-message=spot",
@@ -533,8 +398,8 @@ def main() -> None:
     asked = parser.parse_args()
     if unknown := set(asked.faults) - set(names):
         parser.error(f"no fault {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    if os.geteuid() != 0 or not shutil.which("ip"):
-        parser.error("needs root and the package iproute2, for network namespaces")
+    if why := missing():
+        parser.error(why)
     folder: Path = asked.work.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     prepare(folder)

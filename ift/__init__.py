@@ -16,9 +16,12 @@
     reporting.py   `ift report`: pages out of run folders
     packages.py    files out of packages on a package index
     storage.py     run folders, manifests, room on disk
-    cluster.py     Ray: start, connect, stop
+    cluster.py     Ray: start, connect, stop;  stopping.py  SIGTERM, with a checkpoint first
+    submitting.py  `ift submit`, `ift jobs`: dashboard.py reaches a cluster, parcel.py says what a job is sent,
+                   following.py shows its log
     doctor/        `ift doctor`: what a machine and a cluster lack, and what to do about it
     console.py     what people see on the terminal
+    redaction.py   no secret in what is told or saved
     memory.py      the peak of a run's memory
     inspection.py  `ift inspect SPEC`;  looking.py  `ift inspect RUN`
     listing.py     `ift tasks`, `ift templates`;  chatting.py  `ift chat`;  merging.py  `ift merge`

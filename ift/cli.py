@@ -11,6 +11,8 @@
     ift sync runs/*
     ift doctor --address http://head:8265
     ift ui
+    ift submit jobs/quickstart.yaml --address http://127.0.0.1:8265
+    ift jobs list --address http://127.0.0.1:8265
 
 Imports stand inside the functions: `ift --help` loads nothing that trains.
 """
@@ -26,10 +28,14 @@ import click
 
 import ift
 from ift.errors import IftError
+from ift.redaction import without_secrets
 
 if TYPE_CHECKING:
+    from ift.console import Terminal
+    from ift.dashboard import Dashboard
     from ift.spec import Spec
 
+_CHECKPOINT_S = 60  # a stop with less time than this may end without one
 _FOLDERS = click.option(
     "--folder",
     "folders",
@@ -109,10 +115,12 @@ def compare(
 
 def _loaded(path: Path, overrides: Sequence[str]) -> "Spec":
     """The spec, whose tracking URI means the same from any directory."""
+    from ift import cluster
     from ift import spec as specs
+    from ift.tracking.client import resolve_uri
 
     spec = specs.load(path, overrides)
-    uri = _absolute(spec.tracking.uri)
+    uri = resolve_uri(spec.tracking.uri, cluster.workplace(spec.cluster.storage))
     return spec.model_copy(update={"tracking": spec.tracking.model_copy(update={"uri": uri})})
 
 
@@ -124,13 +132,21 @@ def _at_work(
     work: Callable[..., object],
 ) -> None:
     """`work(spec, folder, terminal)`, with words for how it ended where that is not well."""
+    from ift import cluster, stopping
     from ift.console import own_terminal
 
     loaded = _loaded(spec, overrides)
-    folder = (output or Path("runs") / loaded.name).absolute()
-    command = " ".join(again)
+    place = cluster.workplace(loaded.cluster.storage)
+    folder = (output.expanduser() if output else place / "runs" / loaded.name).absolute()
+    command = "submit it again" if cluster.in_job() else " ".join(again)
     try:
-        with own_terminal(folder / "run.log") as terminal:
+        with own_terminal(folder / "run.log") as terminal, stopping.heeded():
+            if cluster.in_job() and cluster.stop_seconds() < _CHECKPOINT_S:
+                terminal.note(
+                    f"Ray kills this job {cluster.stop_seconds():g} s after it asks it to stop, which is short for a "
+                    "checkpoint: submit with `ift submit`, or set RAY_JOB_STOP_WAIT_TIME_S=600 in the runtime "
+                    "environment's env_vars"
+                )
             try:
                 work(loaded, folder, terminal)
             except KeyboardInterrupt:
@@ -142,10 +158,13 @@ def _at_work(
         raise
     except Exception as error:  # noqa: BLE001  (a fault of ours or of a library: the traceback is for the log)
         with (folder / "run.log").open("a", encoding="utf-8") as log:
-            traceback.print_exc(file=log)
+            log.write(without_secrets(traceback.format_exc()))
         click.secho("error: ", fg="red", err=True, nl=False)
         click.echo(
-            f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[-1]}", err=True
+            without_secrets(
+                f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[-1]}"
+            ),
+            err=True,
         )
         click.echo(f"  next:   the whole error is in {folder / 'run.log'}; to go on: {command}", err=True)
         sys.exit(1)
@@ -444,6 +463,170 @@ def ui(uri: str, host: str, port: int) -> None:
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+
+
+# ── on a cluster ──
+
+
+_ADDRESS = click.option(
+    "--address",
+    required=True,
+    envvar="RAY_API_SERVER_ADDRESS",
+    show_envvar=True,
+    metavar="URL",
+    help="The cluster's dashboard, such as http://127.0.0.1:8265.",
+)
+_OPEN = click.option(
+    "--open-cluster",
+    is_flag=True,
+    help="Also a cluster that asks nobody for a token: anyone can run code on it.",
+)
+
+
+@cli.command(short_help="Run a spec on a Ray cluster.")
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("overrides", metavar="[KEY=VALUE]…", nargs=-1)
+@_ADDRESS
+@click.option(
+    "--output",
+    metavar="DIR",
+    help="The run's folder there, which all nodes see.  [default: runs/NAME in cluster.storage, or ~/ift/runs/NAME]",
+)
+@click.option(
+    "--add", multiple=True, type=click.Path(path_type=Path), metavar="PATH", help="Send this too: small data."
+)
+@click.option(
+    "--env", multiple=True, metavar="NAME=VALUE", help="A variable of the job's environment; no secrets."
+)
+@click.option("--installed", is_flag=True, help="Run the `ift` that the cluster has installed, not this one.")
+@click.option("--detach", is_flag=True, help="Do not follow the job's log.")
+@_OPEN
+def submit(
+    spec: Path,
+    overrides: Sequence[str],
+    address: str,
+    output: str | None,
+    add: Sequence[Path],
+    env: Sequence[str],
+    installed: bool,
+    detach: bool,
+    open_cluster: bool,
+) -> None:
+    """Run SPEC on a Ray cluster, and follow it here; Ctrl-C asks whether it is to stop or to run on.
+
+    Sent are the spec, its task files and this `ift`; no data and no models. The token is found as Ray finds it:
+    RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token. Submitted again, a job that has ended goes on.
+    """
+    from ift import submitting
+
+    head, terminal = _cluster_at(address, open_cluster)
+    variables = submitting.environment(env)
+    job = submitting.submit(
+        head, spec, overrides, terminal=terminal, output=output, add=add, env=variables, code=not installed
+    )
+    if detach:
+        terminal.say(f"  to follow: ift jobs logs {job} --follow --address {head.address}")
+        return
+    sys.exit(_followed(head, job, terminal))
+
+
+def _cluster_at(address: str, open_too: bool) -> "tuple[Dashboard, Terminal]":
+    """The head at `address`, which takes the token, and where to speak."""
+    from rich.console import Console
+
+    from ift import dashboard
+    from ift.console import Terminal, widened
+
+    terminal = Terminal(widened(Console()))
+    return dashboard.reach(address, open_too=open_too, note=terminal.note), terminal
+
+
+def _followed(head: "Dashboard", job: str, terminal: "Terminal") -> int:
+    """Follow the job to its end; the exit status. Ctrl-C asks what is meant."""
+    from ift import submitting
+
+    while True:
+        try:
+            return submitting.tell_end(job, submitting.follow(head, job, terminal), terminal)
+        except KeyboardInterrupt:
+            later = f"to follow it: ift jobs logs {job} --follow; to stop it: ift jobs stop {job}"
+            if not sys.stdin.isatty():
+                terminal.say(f"\n{job} runs on; {later}")
+                return 0
+            terminal.say(f"\n{job} is at work.")
+            try:
+                answer = click.prompt(
+                    "Stop it, with a checkpoint (s), let it run (r), or go on following (f)?",
+                    type=click.Choice(["s", "r", "f"]),
+                    default="r",
+                    show_choices=False,
+                )
+            except (click.Abort, KeyboardInterrupt):
+                answer = "r"
+            if answer == "r":
+                terminal.say(f"{job} runs on; {later}")
+                return 0
+            if answer == "s":
+                return submitting.tell_end(job, submitting.stop(head, job, terminal), terminal)
+
+
+@cli.group()
+def jobs() -> None:
+    """Jobs on a Ray cluster."""
+
+
+@jobs.command("list", short_help="Show the jobs that were submitted.")
+@_ADDRESS
+@_OPEN
+@_JSON
+def jobs_list(address: str, open_cluster: bool, as_json: bool) -> None:
+    """Show the jobs that were submitted to a cluster, the newest first."""
+    from ift import listing, submitting
+
+    head, terminal = _cluster_at(address, open_cluster)
+    rows = submitting.listed(head)
+    listing.print_json(rows) if as_json else submitting.show_jobs(rows, terminal)
+
+
+@jobs.command("logs", short_help="Show a job's log.")
+@click.argument("job")
+@click.option("--follow", "-f", is_flag=True, help="Until the job ends; with its exit status.")
+@_ADDRESS
+@_OPEN
+def jobs_logs(job: str, follow: bool, address: str, open_cluster: bool) -> None:
+    """Show the log of JOB: so far, or until it ends."""
+    from ift import submitting
+
+    head, terminal = _cluster_at(address, open_cluster)
+    if not follow:
+        submitting.show_log(head, job, terminal)
+        return
+    sys.exit(_followed(head, submitting.known(head, job), terminal))
+
+
+@jobs.command("stop", short_help="Have a job write a checkpoint and end.")
+@click.argument("job")
+@_ADDRESS
+@_OPEN
+def jobs_stop(job: str, address: str, open_cluster: bool) -> None:
+    """Have JOB write a checkpoint and end; wait until it has. Submitted again, it goes on."""
+    from ift import submitting
+
+    head, terminal = _cluster_at(address, open_cluster)
+    outcome = submitting.stop(head, job, terminal)
+    terminal.say(f"{job}: {outcome.status}")
+
+
+@jobs.command("wait", short_help="Wait for a job's end.")
+@click.argument("job")
+@_ADDRESS
+@_OPEN
+def jobs_wait(job: str, address: str, open_cluster: bool) -> None:
+    """Return when JOB has ended: with status 0 if it succeeded, 130 if it was stopped, else its own."""
+    from ift import submitting
+
+    head, terminal = _cluster_at(address, open_cluster)
+    sys.exit(submitting.tell_end(job, submitting.wait(head, job), terminal))
 
 
 @cli.command(short_help="Check this machine, and a cluster.")
@@ -817,7 +1000,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except IftError as error:
         click.secho("error: ", fg="red", err=True, nl=False)
-        click.echo(str(error), err=True)
+        click.echo(without_secrets(str(error)), err=True)
         sys.exit(2)
 
 

@@ -8,15 +8,20 @@ Out: a running Ray for the length of a `with` block.
 """
 
 import gc
+import json
 import os
 import threading
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ift import stopping
 from ift.errors import IftError
+from ift.places import Place
 
 OBJECT_STORE = 2**30  # bytes, of a Ray that is started here
 
@@ -28,6 +33,28 @@ class Resources:
     cpus: int
     gpus: int
     nodes: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine of the cluster."""
+
+    address: str
+    cpus: int
+    gpus: int
+
+    @classmethod
+    def of(cls, address: str, resources: Mapping[str, float]) -> "Node":
+        return cls(address, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+
+    def room(self, *, gpus: bool) -> int:
+        """How many workers it has room for: one a GPU, or one a CPU and one CPU left for other work."""
+        return self.gpus if gpus else max(0, self.cpus - 1)
+
+    def __str__(self) -> str:
+        return f"{self.address} with {_some(self.cpus, 'CPU')}" + (
+            f" and {_some(self.gpus, 'GPU')}" if self.gpus else ""
+        )
 
 
 @contextmanager
@@ -52,7 +79,10 @@ def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS")
-    runtime_env = {"env_vars": {name: os.environ[name] for name in _CARRIED if name in os.environ}}
+    given = _given_by_job()
+    runtime_env = {
+        "env_vars": {name: os.environ[name] for name in _CARRIED if name in os.environ and name not in given}
+    }
     try:
         if address:
             ray.init(address=address, log_to_driver=False, runtime_env=runtime_env)
@@ -72,12 +102,148 @@ def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
             hint="leave cluster.address out to run on this machine",
         ) from None
     _tighten_token()
+    stopping.heed()
     try:
         total = ray.cluster_resources()
         yield Resources(int(total.get("CPU", 1)), int(total.get("GPU", 0)), len(ray.nodes()))
     finally:
         _let_data_end()
         ray.shutdown()
+
+
+def in_job() -> bool:
+    """Whether Ray started this process for a job that was submitted."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _given_by_job() -> set[str]:
+    """The environment variables that the submitted job gives its tasks anyway; Ray refuses one that comes twice."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return set((job.get("runtime_env") or {}).get("env_vars") or {})
+
+
+def workplace(storage: str | None) -> Path:
+    """Where runs and the tracking database lie if nobody says: in the folder that the command was given in.
+
+    Ray gives a submitted job a folder that it removes later. There it is `storage` (the spec's `cluster.storage`)
+    where that is a folder, else `ift` in the home of whom the cluster runs as.
+    """
+    if not in_job():
+        return Path.cwd()
+    return Path(storage) if storage and "://" not in storage else Path.home() / "ift"
+
+
+def require_room(workers: str | int | tuple[int, int], nodes: Sequence[Node]) -> None:
+    """Raise `IftError` where `nodes` have no room for the fewest `workers` that a run goes on with."""
+    fewest = workers[0] if isinstance(workers, tuple) else 1 if isinstance(workers, str) else workers
+    gpus = any(node.gpus for node in nodes)
+    room = sum(node.room(gpus=gpus) for node in nodes)
+    if room >= fewest:
+        return
+    there = "; ".join(str(node) for node in nodes[:8]) + (
+        f"; and {len(nodes) - 8} nodes more" if len(nodes) > 8 else ""
+    )
+    takes = "a worker takes a GPU" if gpus else "a worker takes a CPU, and each node keeps one for other work"
+    raise IftError(
+        f"cluster.workers asks for {_some(fewest, 'worker')}, and the cluster has room for {room}: {there}",
+        wanted=f"room for {fewest}; {takes}",
+        hint=f"cluster.workers={max(room, 1)}, or more nodes first; [fewest, most] takes what there is",
+    )
+
+
+def nodes_now() -> list[Node]:
+    """The nodes of the cluster that this process is connected to."""
+    import ray
+
+    return [Node.of(n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
+
+
+def grows() -> bool:
+    """Whether an autoscaler can add nodes to the cluster that this process is connected to."""
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    report = json.loads(_internal_kv_get("__autoscaling_status") or b"{}").get("autoscaler_report") or {}
+    return autoscales(report.get("node_type_mapping")) or bool(is_autoscaler_v2())
+
+
+def autoscales(types: Mapping[str, str] | None) -> bool:
+    """Whether nodes of these types (by the node's id) are an autoscaler's.
+
+    Where there is none Ray's monitor reports all the same, with each node as a type of its own.
+    """
+    return any(kind != f"node_{node}" for node, kind in (types or {}).items())
+
+
+def require_shared(places: Mapping[str, str | Path], *, patience_s: float = 60.0) -> None:
+    """Raise `IftError` where a node does not see what is written here to one of `places`, each with its words.
+
+    `{"the run's folder (--output)": Path("/shared/runs/x")}`
+    """
+    import ray
+    import ray.exceptions
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    others = [node for node in ray.nodes() if node["Alive"]]
+    if len(others) < 2:
+        return
+    mark = f".seen-{uuid.uuid4().hex}"
+    for place in places.values():
+        Place(place).write(mark, [mark.encode()])
+    try:
+        look = ray.remote(num_cpus=0, max_retries=0)(_unseen)
+        asked = {
+            node["NodeManagerAddress"]: look.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote({words: str(place) for words, place in places.items()}, mark)
+            for node in others
+        }
+        for address, answer in asked.items():
+            try:
+                unseen = ray.get(answer, timeout=patience_s)
+            except ray.exceptions.GetTimeoutError:
+                raise IftError(
+                    f"the node {address} has not answered for {patience_s:.0f} s",
+                    hint="see `ray status` and that node's logs; run again when it is well",
+                ) from None
+            for words, why in unseen.items():
+                raise IftError(
+                    f"the node {address} does not see {words}, {places[words]}: {why}",
+                    wanted="a folder that all nodes share, such as a network file system or a persistent volume",
+                    hint="give another, or mount it on every node",
+                )
+    finally:
+        for place in places.values():
+            Place(place).delete(mark)
+
+
+def _unseen(places: Mapping[str, str], mark: str, *, patience_s: float = 10.0) -> dict[str, str]:
+    """Which of `places` do not hold the file `mark` here, and why; a network file system may take a moment."""
+    found, deadline = dict[str, str](), time.monotonic() + patience_s
+    for words, place in places.items():
+        while True:
+            try:
+                if Place(place).read(mark) == mark.encode():
+                    found.pop(words, None)
+                    break
+                found[words] = "another file is there"
+            except FileNotFoundError:
+                found[words] = "what the driver wrote there is not there"
+            except IftError as error:
+                found[words] = error.what
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+    return found
+
+
+def stop_seconds() -> float:
+    """How long Ray waits between asking this job to stop and killing it."""
+    return float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", 3))
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def _let_data_end() -> None:

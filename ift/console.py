@@ -30,8 +30,11 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-_LINE_EVERY_S = 15  # where there is no terminal to redraw
+from ift.redaction import clean, without_secrets
 
+# Where there is no terminal to redraw, a line now and then; a submitted job's are drawn where it was submitted.
+_LINE_EVERY_S = float(os.environ.get("IFT_LINE_EVERY_S", "15"))
+_TELLS_STATUS = "IFT_LINE_EVERY_S" in os.environ
 
 _GAP = 2  # columns between the columns of a table
 _SHORTEST_NAME = 16  # characters that stay of a long name in a narrow table
@@ -67,6 +70,8 @@ class Stage:
         """What goes on, where there is nothing to count yet."""
         if self._terminal.progress and self._bar is not None:
             self._terminal.progress.update(self._bar, text=text)
+        elif _TELLS_STATUS:
+            self._terminal.say(f"  {self.name:<9} {text} …")
 
     def note(self, text: str) -> None:
         self._terminal.note(text)
@@ -120,22 +125,24 @@ class Terminal:
                 self.progress.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(escape(text), highlight=False, soft_wrap=True)
+        self.console.print(escape(without_secrets(text)), highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Something that the user should know and that stops nothing."""
-        self.console.print(f"[yellow]![/] {escape(text)}", highlight=False, soft_wrap=True)
+        self.console.print(f"[yellow]![/] {escape(without_secrets(text))}", highlight=False, soft_wrap=True)
 
     def done(self, name: str, seconds: float, result: str) -> None:
         self.console.print(
-            f"[green]✓[/] [bold]{name:<9}[/] [dim]{seconds:7.1f} s[/]  {escape(result)}",
+            f"[green]✓[/] [bold]{name:<9}[/] [dim]{seconds:7.1f} s[/]  {escape(without_secrets(result))}",
             highlight=False,
             soft_wrap=True,
         )
 
     def header(self, rows: Sequence[tuple[str, str]]) -> None:
         for key, value in rows:
-            self.console.print(f"[dim]{key:<9}[/] {escape(value)}", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"[dim]{key:<9}[/] {escape(without_secrets(value))}", highlight=False, soft_wrap=True
+            )
         self.console.print()
 
     def mixture(self, prepared: Mapping[str, Any]) -> None:
@@ -378,7 +385,8 @@ def _signed(value: float | None) -> str:
 def own_terminal(log: Path) -> Iterator[Terminal]:
     """Everything that any library writes to stdout or stderr goes to `log`; only the `Terminal` reaches people.
 
-    File descriptors are moved, not Python's objects, because much of the chatter comes from C++ and children.
+    File descriptors are moved, not Python's objects, because much of the chatter comes from C++ and children. What
+    libraries wrote of secrets is taken out of `log` at the end of the block.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -389,7 +397,8 @@ def own_terminal(log: Path) -> Iterator[Terminal]:
     os.dup2(target, 2)
     os.close(target)
     stream = os.fdopen(out, "w", buffering=1, encoding="utf-8")
-    terminal = Terminal(Console(file=stream, width=None if stream.isatty() else 160))
+    width = None if stream.isatty() else int(os.environ.get("COLUMNS", _WIDE))
+    terminal = Terminal(Console(file=stream, width=width))
 
     def on_interrupt(number: int, frame: Any) -> None:
         terminal.say("stopping …")  # at once: ending the workers takes some seconds
@@ -407,3 +416,4 @@ def own_terminal(log: Path) -> Iterator[Terminal]:
         os.dup2(err, 2)
         os.close(err)
         stream.close()
+        clean(log)

@@ -32,6 +32,7 @@ from ift import cluster, fetching, storage
 from ift import spec as specs
 from ift.console import Terminal
 from ift.errors import IftError
+from ift.redaction import without_secrets
 from ift.spec import Spec
 from ift.stages import FITTING, Job
 from ift.summary import STAGES, Manifest, done, prompting_of, shown, summary_of, versions
@@ -126,7 +127,7 @@ def claim(folder: Path, spec: Spec) -> Spec:
     path = folder / "spec.yaml"
     if path.exists() and any(done(folder, stage) for stage in STAGES):
         old = dict(specs.flatten(specs.load(path).model_dump(by_alias=True, mode="json")))
-        new = dict(specs.flatten(spec.model_dump(by_alias=True, mode="json")))
+        new = without_secrets(dict(specs.flatten(spec.model_dump(by_alias=True, mode="json"))))
         free: tuple[str, ...] = ("tracking.", "cluster.", "evaluate.shots", "evaluate.draws")
         if not done(folder, "train"):
             free += tuple(f"train.{key}" for key in FITTING)
@@ -138,7 +139,7 @@ def claim(folder: Path, spec: Spec) -> Spec:
                 wanted="the same spec, to go on with that run",
                 hint="choose another folder with --output DIR, or another `name`",
             )
-    storage.write_text(path, specs.dump(shown(spec)))
+    storage.write_text(path, without_secrets(specs.dump(shown(spec))))
     return spec
 
 
@@ -155,6 +156,7 @@ def _work(job: Job) -> None:
     """All stages that need a cluster."""
     if _left(job.spec, job.folder):
         with cluster.connect(job.spec.cluster.address, workers=job.workers_asked) as resources:
+            job.check_cluster()
             job.prepare(resources)
             job.plan(resources)
             job.baseline(resources)

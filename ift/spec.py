@@ -8,7 +8,7 @@ Out: a frozen `Spec` in which every value is filled in, or an `IftError` with fi
     tasks: [rotten_tomatoes]
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -491,6 +491,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Spec:
 
     Raises `IftError` for a missing file, an unknown key, a wrong value or a malformed override.
     """
+    return resolve_paths(read(path, overrides), path.parent)
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> Spec:
+    """`load`, with paths as they are written."""
     value, lines = strict_yaml.read(path)
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -501,8 +506,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Spec:
         for place in [p for p in lines if p[: len(parts)] == parts]:
             del lines[place]
         lines[parts] = strict_yaml.OVERRIDDEN
-    spec = strict_yaml.validate(value, Spec, file=str(path), lines=lines)
-    return resolve_paths(spec, path.parent)
+    return strict_yaml.validate(value, Spec, file=str(path), lines=lines)
 
 
 def _put(value: dict[str, Any], keys: list[str], new: Any, override: str) -> None:
@@ -559,6 +563,27 @@ def dump(spec: Spec) -> str:
     if spec.mixture.replay:
         value["mixture"]["replay"]["tasks"] = _written(spec.mixture.replay.tasks)
     value["data"]["split"] = {k: int(v) if v > 1 or v == 0 else v for k, v in value["data"]["split"].items()}
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
+def moved(spec: Spec, place: Callable[[str], str]) -> str:
+    """What the user gave of `spec`, as YAML, with the files of tasks and `task_folders` where `place` puts them."""
+
+    def everywhere(refs: Sequence[TaskRef]) -> tuple[TaskRef, ...]:
+        return tuple(
+            ref.model_copy(
+                update={"tasks": everywhere(ref.tasks), **({"file": place(ref.file)} if ref.file else {})}
+            )
+            for ref in refs
+        )
+
+    value = spec.model_dump(by_alias=True, mode="json", exclude_unset=True)
+    value["tasks"] = _written(everywhere(spec.tasks))
+    if spec.mixture.replay:
+        value["mixture"]["replay"]["tasks"] = _written(everywhere(spec.mixture.replay.tasks))
+    if spec.task_folders:
+        value["task_folders"] = [place(folder) for folder in spec.task_folders]
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
     return text
 

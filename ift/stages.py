@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import ift
-from ift import cluster, storage
+from ift import cluster, stopping, storage
 from ift import spec as specs
 from ift.console import Stage, Terminal
 from ift.errors import IftError
@@ -167,6 +167,21 @@ class Job:
         if not done(self.folder, "prepare") or self._shots_left():
             assert self.gathered.rows
 
+    def check_cluster(self) -> None:
+        """What can be refused once the nodes are known, before any of them works: room, and places they all see.
+
+        A run that has trained before waits for its nodes instead: they may be on their way back.
+        """
+        if not done(self.folder, "train") and not self._planned() and not cluster.grows():
+            cluster.require_room(self.spec.cluster.workers, cluster.nodes_now())
+        places: dict[str, str | Path] = {
+            "the run's folder (--output)": self.folder,
+            "the models and data that were fetched (IFT_CACHE)": self.cache,
+        }
+        if self.spec.cluster.storage:
+            places["cluster.storage"] = self.spec.cluster.storage
+        cluster.require_shared(places)
+
     @cached_property
     def gathered(self) -> Any:
         """Every task's rows, read and split."""
@@ -259,14 +274,16 @@ class Job:
     def train(self, resources: cluster.Resources) -> None:
         from ift.train import checkpoint
 
-        self._stage(
-            "train",
-            lambda stage: self._train(resources, stage),
-            lambda m: (
-                f"{m['steps']:,} steps, {m['packs']:,} packs each seen once, loss {m['final_loss']:.3f}, "
-                f"{m['tokens_per_second']:,.0f} tokens/s; reloaded with the same logits (error {m['reload_error']:.0e})"
-            ),
-        )
+        with stopping.finished_first():
+            self._stage(
+                "train",
+                lambda stage: self._train(resources, stage),
+                lambda m: (
+                    f"{m['steps']:,} steps, {m['packs']:,} packs each seen once, loss {m['final_loss']:.3f}, "
+                    f"{m['tokens_per_second']:,.0f} tokens/s; "
+                    f"reloaded with the same logits (error {m['reload_error']:.0e})"
+                ),
+            )
         # the model is exported and the manifest written: nothing will go on from here any more
         checkpoint.remove(self._checkpoints())
 

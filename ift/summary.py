@@ -49,7 +49,7 @@ def predictions_of(folder: Path, stage: str) -> list[Manifest]:
 
 def shown(spec: Spec) -> Spec:
     """`spec` as it may be written down: a password in the tracking URI is left out."""
-    from ift.tracking.client import without_secrets
+    from ift.redaction import without_secrets
 
     tracking = spec.tracking.model_copy(update={"uri": without_secrets(spec.tracking.uri)})
     return spec.model_copy(update={"tracking": tracking})

@@ -13,10 +13,11 @@ from pathlib import Path
 from ift import reporting, storage
 from ift.console import Stage, Terminal
 from ift.errors import IftError
+from ift.redaction import without_secrets
 from ift.stages import VERSION
 from ift.summary import done
 from ift.tracking import registry
-from ift.tracking.client import reason, without_secrets
+from ift.tracking.client import reason
 from ift.tracking.outbox import STATE, Outbox, saved_state
 from ift.tracking.report import write_report
 from ift.tracking.sender import Sender

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ift import packages
-from ift.data.registered import without_secrets
 from ift.errors import IftError, nearest
+from ift.redaction import without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

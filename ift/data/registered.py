@@ -17,7 +17,6 @@ MLflow itself is met in a process of its own, ift.data.from_mlflow: it keeps its
 import hashlib
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from urllib.parse import urlsplit
 from ift.data import cache as caches
 from ift.data import hub, s3
 from ift.errors import IftError
+from ift.redaction import without_secrets
 from ift.tasks.task import Hub, Mlflow
 
 Progress = Callable[[int, int | None], None]
@@ -143,8 +143,3 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
     if "refused" in answer:
         raise IftError(**answer["refused"])
     return answer
-
-
-def without_secrets(text: str) -> str:
-    """`text` without the users and passwords of addresses."""
-    return re.sub(r"(\w[\w+.-]*://)[^/\s]*@", r"\1", text)

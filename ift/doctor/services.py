@@ -34,7 +34,8 @@ def storage(url: str) -> Check:
 
 def mlflow(uri: str, *, on_cluster: bool = False) -> Check:
     """Whether MLflow answers and lets us in; and whether it lets in everyone."""
-    from ift.tracking.client import mlflow_client, reason, resolve_uri, status_of, without_secrets
+    from ift.redaction import without_secrets
+    from ift.tracking.client import mlflow_client, reason, resolve_uri, status_of
 
     shown = without_secrets(uri)
     try:

@@ -103,7 +103,29 @@ def _checked_folder(path: Path) -> Path:
             wanted="weights in safetensors; pickled weights can run code and are not loaded",
             hint="save it again with save_pretrained, which writes safetensors",
         )
+    _require_no_code(path)
     return path.resolve()
+
+
+def _require_no_code(path: Path) -> None:
+    """Raise `IftError` for a model that is code of its own: whoever wrote it could run anything here."""
+    config = storage.read_json(path / "config.json") or {}
+    if not config.get("auto_map"):
+        return
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    kind = config.get("model_type")
+    if (
+        kind not in CONFIG_MAPPING_NAMES
+    ):  # many that transformers has by now still name the code they began with
+        code = sorted(
+            {str(name).rpartition("--")[2].partition(".")[0] + ".py" for name in config["auto_map"].values()}
+        )
+        raise IftError(
+            f"the model in {path} is of the kind {kind!r}, which transformers does not have; it brings code of its "
+            f"own ({', '.join(code)}), and code that comes with a model is never run",
+            wanted="a model of an architecture that transformers has",
+        )
 
 
 def _from_hub(name: str, revision: str | None, notify: Callable[[str], None]) -> Path:

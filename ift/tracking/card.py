@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from ift.models import adapters
-from ift.tracking.client import without_secrets
+from ift.redaction import without_secrets
 
 # What every server's database holds; PostgreSQL and MySQL refuse more (SQLite does not).
 DESCRIPTION_LENGTH = 5000

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ift.errors import IftError
+from ift.redaction import without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -142,17 +143,6 @@ def _sqlite_path(uri: str) -> str:
     """The file of a SQLite URI, empty for a database in memory."""
     path = uri.partition("://")[2].partition("?")[0].removeprefix("/")
     return "" if path == ":memory:" else path
-
-
-def without_secrets(text: str) -> str:
-    """`text` with the user, the password and the query's tokens taken out of every URI."""
-    text = re.sub(r"(\w[\w+.-]*://)[^/\s]*@", r"\1", text)
-    return re.sub(
-        r"([?&][^=&\s]*(?:password|passwd|token|secret|key|signature)[^=&\s]*=)[^&\s]+",
-        r"\1…",
-        text,
-        flags=re.I,
-    )
 
 
 NO_ANSWER = {

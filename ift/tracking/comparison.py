@@ -15,6 +15,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from ift.redaction import without_secrets
 from ift.tracking import plots
 from ift.tracking.drawing import RUNS
 from ift.tracking.html import write_page
@@ -35,7 +36,6 @@ from ift.tracking.words import (
     rows_of,
     score_of,
     shorten,
-    without_passwords,
 )
 
 _LONGEST = 300  # characters of a setting
@@ -57,7 +57,7 @@ _COSTS = (
 def write_comparison(path: Path, runs: Mapping[str, Record]) -> None:
     """Write the page of several runs to `path`, in one move. The same runs give the same bytes."""
     records = list(runs.values())
-    summaries = [without_passwords(record.summary) for record in records]
+    summaries = [without_secrets(record.summary) for record in records]
     letters = [letter(i) for i in range(len(runs))]
     stands = [standing(record) for record in records]
     curves = [
@@ -181,7 +181,7 @@ def _group(summaries: Sequence[Row], key: str) -> dict[str, Any]:
 
 
 def _differences(records: Sequence[Record], summaries: Sequence[Row]) -> list[tuple[str, list[str]]]:
-    settings = [without_passwords(record.settings) for record in records]
+    settings = [without_secrets(record.settings) for record in records]
     versions = [
         {f"version of {key}": value for key, value in mapping(summary.get("versions")).items()}
         for summary in summaries

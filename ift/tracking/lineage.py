@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ift import storage
+from ift.redaction import without_secrets
 from ift.tasks.task import Task
-from ift.tracking.client import without_secrets
 
 _DIGEST, _TAG = 32, 500  # characters; MLflow takes 36 and 500
 _FILES = 50  # that a data set's profile names

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from ift import storage
 from ift.errors import IftError, nearest
+from ift.redaction import without_secrets
 from ift.tracking.card import fit
-from ift.tracking.client import mlflow_client, patience, reason, without_secrets
+from ift.tracking.client import mlflow_client, patience, reason
 from ift.tracking.values import TAG_LENGTH
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ift.redaction import without_secrets
 from ift.tracking import plots, predictions, tables
 from ift.tracking.html import write_page
 from ift.tracking.record import Record, standing
@@ -34,7 +35,6 @@ from ift.tracking.words import (
     rows_of,
     score_of,
     shorten,
-    without_passwords,
 )
 
 LONGEST_SPEC = 60_000
@@ -46,7 +46,7 @@ _SHOWN_ELSEWHERE = ("mixture", "tasks", "notes")
 
 def write_report(path: Path, record: Record) -> None:
     """Write the page of a run to `path`, in one move: a reader never sees half of it."""
-    summary = without_passwords(record.summary)
+    summary = without_secrets(record.summary)
     metrics, pairs = record.metrics, record.pairs
     lengths = tables.stream_lengths(record.lengths)
     of_tasks = plots.losses_of_tasks(metrics)
@@ -77,7 +77,7 @@ def write_report(path: Path, record: Record) -> None:
         stream_notes=[as_text(note) for note in stream.get("notes") or ()],
         mixture=tables.mixture(stream, lengths["tasks"]),
         lengths=lengths,
-        spec=shorten(without_passwords(record.spec), LONGEST_SPEC),
+        spec=shorten(without_secrets(record.spec), LONGEST_SPEC),
         timings=_timings(summary.get("timings")),
         versions=facts(summary.get("versions"), translate=False),
         places=_places(summary),

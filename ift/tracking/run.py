@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from ift import storage
-from ift.tracking.client import NO_ANSWER, cut, reason, status_of, without_secrets
+from ift.redaction import without_secrets
+from ift.tracking.client import NO_ANSWER, cut, reason, status_of
 from ift.tracking.outbox import Outbox
 from ift.tracking.sender import Sender
 from ift.tracking.system import SystemMetrics

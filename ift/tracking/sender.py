@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ift.redaction import without_secrets
 from ift.tracking.client import (
     cut,
     ensure_experiment,
@@ -24,7 +25,6 @@ from ift.tracking.client import (
     patience,
     reason,
     refused,
-    without_secrets,
 )
 from ift.tracking.outbox import ARTIFACTS, OUTBOX, STREAMS, Outbox, saved_state
 from ift.tracking.values import TAG_LENGTH, key_of, numbers, whole

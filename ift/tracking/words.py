@@ -10,7 +10,6 @@ Out: text that is not escaped yet; the templates do that.
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,6 @@ Row = Mapping[str, Any]
 
 # A NUL or an escape code would end, or garble, a page: each becomes its picture.
 CONTROL = {code: 0x2400 + code for code in range(32) if code not in (9, 10, 13)} | {127: 0x2421}
-_PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s@]+@")
 
 LABELS = {
     "tokens_per_second": "Tokens a second",
@@ -152,17 +150,6 @@ def lower_is_better(row: Row) -> bool:
     """Whether a task's or a probe's score is a loss."""
     metric = as_text(row.get("metric")).lower()
     return row.get("kind") == "reference" or any(word in metric for word in ("nats", "loss", "perplexity"))
-
-
-def without_passwords(value: Any) -> Any:
-    """`value` with the password of every address in it, at any depth, as three stars."""
-    if isinstance(value, str):
-        return _PASSWORD.sub(r"\1:***@", value)
-    if isinstance(value, Mapping):
-        return {key: without_passwords(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_passwords(inner) for inner in value]
-    return value
 
 
 def shorten(text: str, limit: int) -> str:

@@ -10,6 +10,7 @@ counted and told. What ended an attempt decides what comes next:
 
     a worker, node or controller is lost, a collective hangs    again from the last checkpoint, on what is left
     a notice that a node will go, or room for more workers      a checkpoint at once, then again
+    a stop that was asked for (SIGTERM)                         a checkpoint at once, then the end
     out of memory                                               again with what the planner would choose next
     a refusal, a loss that is not finite                        the end, with the reason
 """
@@ -23,7 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ift import places
+from ift import places, stopping
+from ift.cluster import Node
 from ift.errors import IftError
 from ift.train import checkpoint, faults, worker
 from ift.train.feed import WORKER_CPUS
@@ -57,7 +59,8 @@ def fit(
     takes less memory and says what is different; `score` grades an exported model, `look` says what the one behind
     a step has forgotten. Both are called on a thread of their own, one after the other, while training goes on.
 
-    Raises `IftError` where training refuses or fails; the workers' last error is in its text.
+    Raises `IftError` where training refuses or fails; the workers' last error is in its text. Raises
+    `KeyboardInterrupt` behind a checkpoint where a stop was asked for (stopping.py).
     """
     places.check(job.checkpoints)
     failures, furthest, broken, nodes = 0, -1, set[str](), _Nodes(gpus)
@@ -89,6 +92,11 @@ def fit(
         else:
             if "paused" not in summary:
                 return summary
+            if summary["paused"] == "stop":
+                on_event(
+                    {"kind": "note", "text": f"stopped behind step {summary['step']:,}, with a checkpoint"}
+                )
+                raise KeyboardInterrupt
             on_event({"kind": "restart", "reason": summary["paused"], "step": summary["step"]})
 
 
@@ -107,15 +115,15 @@ class _Nodes:
         return self.left
 
     def capacity(self) -> int:
-        """How many workers the nodes have room for: one a GPU, or one a CPU and one CPU left for other work."""
+        """How many workers the nodes have room for."""
         import ray
 
-        leaving, room = self.leaving(), 0
-        for node in ray.nodes():
-            if node["Alive"] and node["NodeID"] not in leaving:
-                has = node["Resources"]
-                room += int(has.get("GPU", 0)) if self.gpus else max(0, int(has.get("CPU", 0)) - 1)
-        return room
+        leaving = self.leaving()
+        return sum(
+            Node.of(node["NodeManagerAddress"], node["Resources"]).room(gpus=bool(self.gpus))
+            for node in ray.nodes()
+            if node["Alive"] and node["NodeID"] not in leaving
+        )
 
 
 @dataclass
@@ -240,6 +248,9 @@ class _Attempt:
         """Ask for a pause where a worker's node will go, or where more workers have had room for a while."""
         import ray
 
+        if stopping.asked():
+            self.mailbox.ask.remote("stop")
+            return room_since
         leaving = self.nodes.leaving()
         joined = ray.get(self.mailbox.workers.remote(), timeout=60)
         if leaving & {node for node, _ in joined.values()}:
@@ -275,10 +286,19 @@ def _here() -> Any:
 def _room(fewest: int, most: int, nodes: _Nodes, patience_s: float, on_event: Callable[[Event], None]) -> int:
     """The number of workers for the next attempt; waits for nodes where there is no room for the fewest.
 
-    Raises `IftError` where there is none after `patience_s`.
+    An autoscaler is asked for them: it would not know, nothing is running that lacks them. Raises `IftError` where
+    there are none after `patience_s`.
     """
+    from ray.autoscaler.sdk import request_resources
+
     deadline, told = time.monotonic() + patience_s, False
-    while (room := nodes.capacity()) < fewest:
+    while True:
+        if stopping.asked():
+            raise KeyboardInterrupt
+        if (room := nodes.capacity()) >= fewest:
+            if told:
+                request_resources(bundles=[])
+            return min(most, room)
         if time.monotonic() > deadline:
             raise IftError(
                 f"the cluster has had room for {room} workers for {patience_s / 60:.0f} minutes",
@@ -294,5 +314,5 @@ def _room(fewest: int, most: int, nodes: _Nodes, patience_s: float, on_event: Ca
                 }
             )
             told = True
+            request_resources(bundles=[{"GPU": 1} if nodes.gpus else {"CPU": 1}] * fewest)
         time.sleep(_LOOK_EVERY_S)
-    return min(most, room)

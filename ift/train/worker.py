@@ -35,7 +35,12 @@ from ift.train.loop import Diverged, schedule, train, validate
 from ift.train.loss import Batch, collate, collate_pairs, isolation_tolerance, probe_isolation
 from ift.train.noise import Chance
 
-_PAUSES = ("", "preemption", "growth")  # what the driver may ask for, as numbers that ranks can add up
+_PAUSES = (
+    "",
+    "preemption",
+    "growth",
+    "stop",
+)  # what the driver may ask for, as numbers that ranks can add up
 _SCORE_EVERY_S = 0.5
 
 
@@ -185,10 +190,10 @@ class Worker:
         if step in job.looks():
             keep = self._look(step) or keep
         pause, late = self._asked()
-        self.paused = pause
-        if (keep or late or pause) and step < job.steps:
+        self.paused = pause if step < job.steps else ""  # behind the last step comes the export
+        if (keep or late or self.paused) and step < job.steps:
             self._save(step)
-        return bool(pause) or self.best.should_stop or self.spent
+        return bool(self.paused) or self.best.should_stop or self.spent
 
     def _memory(self) -> int:
         """What this rank takes: the most of its GPU's memory so far, or its process now. Bytes."""

@@ -354,3 +354,25 @@ def test_a_tuned_model_has_the_licence_of_its_base(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlibrary_name: transformers\n---\n")
     (tmp_path / "ift.json").write_text('{"licenses": {"the base model": "llama3.1", "films": "MIT"}}')
     assert base.license_of(tmp_path) == "llama3.1"
+
+
+def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path, tiny_model: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {
+        "AutoConfig": "modeling_own.Config",
+        "AutoModelForCausalLM": "someone/else--modeling_own.Model",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    assert base.resolve(str(folder), cache=tmp_path) == folder  # transformers has its architecture itself
+    base.load_model(folder, dtype="float32")
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own"}))
+    with pytest.raises(IftError) as error:
+        base.resolve(str(folder), cache=tmp_path)
+    assert "is of the kind 'own', which transformers does not have" in str(error.value)
+    assert "code of its own (modeling_own.py), and code that comes with a model is never run" in str(
+        error.value
+    )
+    assert not (tmp_path / "ran").exists()

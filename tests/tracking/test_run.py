@@ -17,7 +17,7 @@ import pytest
 from servers import MlflowServer, free_port, mlflow_server, until
 
 from ift.errors import IftError
-from ift.tracking.client import mlflow_client, patience, resolve_uri, without_secrets
+from ift.tracking.client import mlflow_client, patience, resolve_uri
 from ift.tracking.run import Tracker
 from ift.tracking.values import flatten
 
@@ -488,16 +488,6 @@ def test_settings_of_the_user_stay_and_patience_ends(monkeypatch):
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "99"
         assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "4"
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "3"
-
-
-def test_without_secrets():
-    assert without_secrets("see http://me:pa@ss@host:5/x?a=1&access_token=abc now") == (
-        "see http://host:5/x?a=1&access_token=… now"
-    )
-    assert (
-        without_secrets("models:/reviews@champion me@example.org")
-        == "models:/reviews@champion me@example.org"
-    )
 
 
 def test_flatten():
