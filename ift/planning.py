@@ -271,11 +271,15 @@ def show(
     console: Console | None = None,
 ) -> None:
     """Print the plan for a run of `spec` in `folder`. Raises `IftError` where nothing fits, after the table."""
+    from ift.models import attention
+
     console = console or Console()
     train = spec.train
     prepared = storage.read_json(folder / "prepare" / "manifest.json")
     sizes = sizes_of(prepared, spec.data.max_length, f" in {folder}")
     machine = _asked_machine(spec, gpus, gpu_memory, nodes, host_memory, gpu, network)
+    if machine.gpu_bytes is None:
+        attention.check(train.attention, train.liger)
     precision = train.precision
     if precision == "auto":
         precision = "fp32" if machine.gpu_bytes is None else "bf16"

@@ -621,8 +621,11 @@ class Job:
     def _plan(self, resources: cluster.Resources, method: str | None = None) -> Any:
         """`method` is what it has to be, where that is settled."""
         from ift import planning
+        from ift.models import attention
 
         spec, train = self.spec, self.spec.train
+        if not resources.gpus:
+            attention.check(train.attention, train.liger)
         asked = planning.asked_of(train)
         workers = planning.workers_of(spec.cluster.workers, gpu=bool(resources.gpus))
         machine = planning.this_machine if resources.nodes == 1 else planning.cluster_machine

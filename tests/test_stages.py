@@ -7,7 +7,7 @@ import pytest
 from conftest import write_spec
 from rich.console import Console
 
-from ift import pipeline, storage
+from ift import pipeline, planning, storage
 from ift import spec as specs
 from ift.cluster import Resources
 from ift.console import Terminal
@@ -51,8 +51,9 @@ def test_an_adapter_stays_one_under_another_stage(tmp_path: Path, tiny_model: Pa
 
 def test_what_is_not_possible_is_refused(tmp_path: Path, tiny_model: Path) -> None:
     going_on(tmp_path, tiny_model)
-    with pytest.raises(IftError, match="without a GPU there is nothing to offload from"):
+    with pytest.raises(IftError, match="without a GPU there is nothing to offload from") as caught:
         going_on(tmp_path, tiny_model, "train.offload=optimizer")
+    assert caught.value.hint == "train.zero_stage=auto, train.offload=auto"
 
 
 def test_a_run_that_is_trained_stays_as_it_is(tmp_path: Path, tiny_model: Path) -> None:
@@ -60,3 +61,24 @@ def test_a_run_that_is_trained_stays_as_it_is(tmp_path: Path, tiny_model: Path) 
     storage.write_json(tmp_path / "run" / "train" / "manifest.json", {"steps": 5})
     with pytest.raises(IftError, match=r"it differs in `train.zero_stage`: 2 there, 3 here"):
         going_on(tmp_path, tiny_model, "train.zero_stage=3")
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        (
+            "train.attention=varlen",
+            "`train.attention` is varlen, which runs on GPUs alone, and this is a CPU",
+        ),
+        ("train.liger=true", "`train.liger` is true, and its kernels run on GPUs alone, and this is a CPU"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_before_anything_is_measured(
+    tmp_path: Path, tiny_model: Path, override: str, what: str
+) -> None:
+    with pytest.raises(IftError) as caught:
+        going_on(tmp_path, tiny_model, override)
+    assert caught.value.what == what
+    with pytest.raises(IftError) as caught:
+        planning.show(specs.load(tmp_path / "spec.yaml", [override]), tmp_path / "run")
+    assert caught.value.what == what

@@ -49,6 +49,28 @@ _TAKE_BOUNDARIES = {"ift_packed", "ift_varlen", "flash_attention_2"}
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout")  # as the families call it in their config
 
 
+def check(asked: str, liger: str | bool) -> None:
+    """Refuse what runs on GPUs alone, for a machine without, before anything costs time; no model is needed.
+
+    Raises `IftError` with the words of `candidates` and `apply_liger`.
+    """
+    if asked in _ON_GPU and asked not in _ON_CPU:
+        raise _refused(asked, "it runs on GPUs alone, and this is a CPU")
+    if liger is True:
+        raise _no_liger("its kernels run on GPUs alone, and this is a CPU")
+
+
+def _refused(asked: str, missing: str) -> IftError:
+    return IftError(
+        f"`train.attention` is {asked}, and {missing}",
+        hint="set train.attention=auto, which takes the fastest that is possible",
+    )
+
+
+def _no_liger(missing: str) -> IftError:
+    return IftError(f"`train.liger` is true, and {missing}", hint="set train.liger=auto")
+
+
 def candidates(
     model: Any, *, device: torch.device | str, dtype: torch.dtype, asked: str = "auto"
 ) -> list[str]:
@@ -72,10 +94,7 @@ def candidates(
     if asked not in _IMPLEMENTATIONS:
         raise IftError(f"`train.attention` is {asked}", wanted=", ".join(["auto", *_IMPLEMENTATIONS]))
     if missing := _missing(inner, asked, device, dtype):
-        raise IftError(
-            f"`train.attention` is {asked}, and {missing}",
-            hint="set train.attention=auto, which takes the fastest that is possible",
-        )
+        raise _refused(asked, missing)
     return [asked]
 
 
@@ -359,7 +378,7 @@ def apply_liger(model: Any, *, device: torch.device | str, asked: str | bool = "
         )
         return "liger"
     if asked is True:
-        raise IftError(f"`train.liger` is true, and {missing}", hint="set train.liger=auto")
+        raise _no_liger(missing)
     return None
 
 

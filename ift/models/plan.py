@@ -25,7 +25,7 @@ these are added up: the allocator keeps within a step what was freed in it. Numb
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ift.errors import IftError
@@ -230,10 +230,10 @@ def refusal(found: Plan) -> IftError:
     possible = [c for c in found.considered if c.memory]
     if not possible:
         reasons = list(dict.fromkeys(c.reason for c in found.considered))
+        settled = [f.name for f in fields(found.asked) if getattr(found.asked, f.name) is not None]
         return IftError(
             "no way to train is possible as the spec asks: " + "; ".join(reasons[:3]),
-            hint="leave what is ruled out to the plan: train.zero_stage, offload, micro_batch and "
-            "activation_checkpointing may be `auto`",
+            hint=", ".join(f"train.{name}=auto" for name in settled if name != "method") or None,
         )
     best = min(possible, key=lambda c: (_excess(found.machine, c), size_of(c)))
     method = {"full": "all weights of", "lora": "an adapter on"}[best.choice.method]
