@@ -275,15 +275,7 @@ class Job:
         from ift.train import checkpoint
 
         with stopping.finished_first():
-            self._stage(
-                "train",
-                lambda stage: self._train(resources, stage),
-                lambda m: (
-                    f"{m['steps']:,} steps, {m['packs']:,} packs each seen once, loss {m['final_loss']:.3f}, "
-                    f"{m['tokens_per_second']:,.0f} tokens/s; "
-                    f"reloaded with the same logits (error {m['reload_error']:.0e})"
-                ),
-            )
+            self._stage("train", lambda stage: self._train(resources, stage), trained_in_words)
         # the model is exported and the manifest written: nothing will go on from here any more
         checkpoint.remove(self._checkpoints())
 
@@ -810,6 +802,17 @@ class Job:
 
     def predictions(self, stage: str) -> list[Manifest]:
         return predictions_of(self.folder, stage)
+
+
+def trained_in_words(m: Manifest) -> str:
+    """`45 steps, 89 packs each seen once, ended early, loss 0.257, 151 tokens/s; the weights of step 40 are the result; reloaded …`"""
+    early = ", ended early" if m["stopped_early"] else ""
+    older = m["best_step"] is not None and m["best_step"] != m["steps"]
+    result = f"the weights of step {m['best_step']:,} are the result; " if older else ""
+    return (
+        f"{m['steps']:,} steps, {m['packs']:,} packs each seen once{early}, loss {m['final_loss']:.3f}, "
+        f"{m['tokens_per_second']:,.0f} tokens/s; {result}reloaded with the same logits (error {m['reload_error']:.0e})"
+    )
 
 
 def _by_section(defaults: Mapping[str, Any]) -> list[tuple[str, str]]:

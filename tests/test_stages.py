@@ -12,7 +12,7 @@ from ift import spec as specs
 from ift.cluster import Resources
 from ift.console import Terminal
 from ift.errors import IftError
-from ift.stages import Job
+from ift.stages import Job, trained_in_words
 
 HERE = Resources(cpus=4, gpus=0, nodes=1)
 
@@ -68,7 +68,7 @@ def test_a_run_that_is_trained_stays_as_it_is(tmp_path: Path, tiny_model: Path) 
     [
         (
             "train.attention=varlen",
-            "`train.attention` is varlen, which runs on GPUs alone, and this is a CPU",
+            "`train.attention` is varlen, and it runs on GPUs alone, and this is a CPU",
         ),
         ("train.liger=true", "`train.liger` is true, and its kernels run on GPUs alone, and this is a CPU"),
     ],
@@ -82,3 +82,14 @@ def test_what_needs_a_gpu_is_refused_before_anything_is_measured(
     with pytest.raises(IftError) as caught:
         planning.show(specs.load(tmp_path / "spec.yaml", [override]), tmp_path / "run")
     assert caught.value.what == what
+
+
+def test_a_run_that_ended_early_says_so_and_whose_weights_came_out() -> None:
+    told = {"steps": 160, "packs": 640, "final_loss": 1.174, "tokens_per_second": 47.0, "reload_error": 0.0}
+    numbers, reloaded = "loss 1.174, 47 tokens/s; ", "reloaded with the same logits (error 0e+00)"
+    begun = "160 steps, 640 packs each seen once"
+    whole = {**told, "stopped_early": False, "best_step": None}
+    assert trained_in_words(whole) == f"{begun}, {numbers}{reloaded}"
+    assert trained_in_words({**whole, "best_step": 160}) == f"{begun}, {numbers}{reloaded}"
+    best = trained_in_words({**told, "stopped_early": True, "best_step": 120})
+    assert best == f"{begun}, ended early, {numbers}the weights of step 120 are the result; {reloaded}"
