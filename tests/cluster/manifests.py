@@ -30,7 +30,12 @@ def documents(name: str) -> list[Any]:
 def kuberay() -> list[Any]:
     """Every Kubernetes object of cluster/kuberay."""
     files = sorted((CLUSTER / "kuberay").glob("*.yaml"))
-    return [each for file in files if file.name != "kustomization.yaml" for each in documents(f"kuberay/{file.name}")]
+    return [
+        each
+        for file in files
+        if file.name != "kustomization.yaml"
+        for each in documents(f"kuberay/{file.name}")
+    ]
 
 
 def _closed(schema: Any) -> Any:
@@ -48,7 +53,8 @@ def _closed(schema: Any) -> Any:
 @cache
 def _kuberay_schemas() -> dict[str, Any]:
     return {
-        kind: _closed(schema) for kind, schema in yaml.safe_load((SCHEMAS / "kuberay.yaml").read_text()).items()
+        kind: _closed(schema)
+        for kind, schema in yaml.safe_load((SCHEMAS / "kuberay.yaml").read_text()).items()
     }
 
 
@@ -81,7 +87,12 @@ def wrong_with_kubernetes(document: Any) -> list[str]:
             for error in jsonschema.Draft202012Validator(known).iter_errors(document["spec"])
         ]
         checked = [  # KubeRay embeds Kubernetes' own
-            {"apiVersion": "v1", "kind": "PodTemplate", "metadata": document["metadata"], "template": template}
+            {
+                "apiVersion": "v1",
+                "kind": "PodTemplate",
+                "metadata": document["metadata"],
+                "template": template,
+            }
             for _, template in pod_templates(document)
         ]
     else:

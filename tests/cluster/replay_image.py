@@ -83,9 +83,7 @@ def stages_of(dockerfile: Path, arguments: dict[str, str]) -> dict[str, Stage]:
         if word == "COMMENT":
             continue
         if word == "FROM":
-            origin, _, name = re.sub(
-                r"\$\{(\w+)\}", lambda found: known[found[1]], value
-            ).partition(" AS ")
+            origin, _, name = re.sub(r"\$\{(\w+)\}", lambda found: known[found[1]], value).partition(" AS ")
             stage = stages[name] = Stage(name, origin)
         elif word == "ARG" and stage is None:
             name, _, default = value.partition("=")
@@ -101,7 +99,9 @@ def needed(stages: dict[str, Stage], target: str) -> list[str]:
 
     def visit(name: str) -> None:
         stage = stages[name]
-        froms = [value.split()[0] for word, value in stage.instructions if word == "COPY" and "--from" in value]
+        froms = [
+            value.split()[0] for word, value in stage.instructions if word == "COPY" and "--from" in value
+        ]
         for other in [stage.origin, *(each.removeprefix("--from=") for each in froms)]:
             if other in stages and other not in order:
                 visit(other)
@@ -165,10 +165,19 @@ class Replay:
         return self.into / stage.name
 
     def run(
-        self, stage: Stage, command: str, *, user: str = "", env: dict[str, str] | None = None, sealed: bool = False
+        self,
+        stage: Stage,
+        command: str,
+        *,
+        user: str = "",
+        env: dict[str, str] | None = None,
+        sealed: bool = False,
     ) -> int:
         """Run a shell command in a stage; sealed: read-only but for what the image leaves to be written, no pip."""
-        settings = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **stage.environment}
+        settings = {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            **stage.environment,
+        }
         settings["HOME"] = "/root" if (user or stage.user) == "root" else "/home/ift"
         settings |= {**stage.arguments, **({} if sealed else self.pip), **(env or {})}
         script = (
@@ -264,7 +273,9 @@ class Replay:
                 raise SystemExit(f"COPY {source}: .dockerignore leaves nothing of it")
             for path in found:
                 inside = path.removeprefix(source).lstrip("/")
-                into = target / inside if inside else target / Path(source).name if to.endswith("/") else target
+                into = (
+                    target / inside if inside else target / Path(source).name if to.endswith("/") else target
+                )
                 into.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / path, into)
                 os.chown(into, 0, 0)
@@ -286,7 +297,11 @@ def _pip_settings() -> tuple[dict[str, str], list[str]]:
     }
     for path in paths:
         settings = {
-            name: re.sub(rf"(?<![\w/]){re.escape(path)}(?![\w-])|(?<=file://){re.escape(path)}(?![\w-])", f"/host{path}", value)
+            name: re.sub(
+                rf"(?<![\w/]){re.escape(path)}(?![\w-])|(?<=file://){re.escape(path)}(?![\w-])",
+                f"/host{path}",
+                value,
+            )
             for name, value in settings.items()
         }
     # A local index points to files beside it.
@@ -296,14 +311,18 @@ def _pip_settings() -> tuple[dict[str, str], list[str]]:
 def _mirror() -> str:
     """The Debian mirror that this machine's apt asks."""
     for file in [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]:
-        if file.is_file() and (found := re.search(r"^(?:URIs: *|deb +)(https?://\S+)", file.read_text(), re.M)):
+        if file.is_file() and (
+            found := re.search(r"^(?:URIs: *|deb +)(https?://\S+)", file.read_text(), re.M)
+        ):
             return found[1]
     return "http://deb.debian.org/debian"
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--into", type=Path, required=True, help="a folder for the stages; 5 GB for cpu")
     parser.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="as --build-arg")
