@@ -49,13 +49,14 @@ for path in $binds; do
   mount --bind -o ro "$path" "$inside"
 done
 """
-# As the manifests run it: nothing can be written but where the image says.
+# As the manifests run it: nothing can be written but where the image says; a network of its own, with nobody in it.
 READ_ONLY = """
 for folder in /tmp $writable; do
   mkdir -p "$root$folder"
   mount -t tmpfs -o mode=1777 tmpfs "$root$folder"
 done
 mount -o remount,bind,ro "$root"
+ip link set lo up
 """
 
 
@@ -188,7 +189,8 @@ class Replay:
         )
         return subprocess.run(
             [
-                *["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script, "replay"],
+                *["unshare", "--mount", "--pid", *(["--net"] if sealed else []), "--fork", "--kill-child"],
+                *["sh", "-c", script, "replay"],
                 *[f"{name}={value}" for name, value in settings.items()],
                 *["/bin/sh", "-c", f"cd {shlex.quote(stage.folder)} && {command}"],
             ],
@@ -308,7 +310,7 @@ def _pip_settings() -> tuple[dict[str, str], list[str]]:
     return settings, sorted({path.removesuffix("/simple") for path in paths})
 
 
-def _mirror() -> str:
+def mirror() -> str:
     """The Debian mirror that this machine's apt asks."""
     for file in [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]:
         if file.is_file() and (
@@ -327,7 +329,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, required=True, help="a folder for the stages; 5 GB for cpu")
     parser.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="as --build-arg")
     parser.add_argument("--base", type=Path, help="a folder with Debian's minimal system")
-    parser.add_argument("--mirror", default=_mirror(), help="for debootstrap")
+    parser.add_argument("--mirror", default=mirror(), help="for debootstrap")
     parser.add_argument("--run", help="a command in the built image: read-only root, the image's user")
     asked = parser.parse_args()
     if os.geteuid() != 0:
