@@ -76,6 +76,7 @@ RUN pip install --no-cache-dir --no-deps --force-reinstall .
 
 FROM base AS final
 COPY cluster/mlflow/serve /opt/ift/cluster/mlflow/serve
+COPY cluster/image/leave /opt/ift/cluster/image/leave
 COPY jobs /opt/ift/jobs
 WORKDIR /work
 HEALTHCHECK --interval=5m --timeout=2m --start-period=2m --retries=2 CMD ["ift", "doctor"]

@@ -508,6 +508,7 @@ def test_there_are_so_many_scripts() -> None:
     assert [str(path.relative_to(CLUSTER)) for path in scripts()] == [
         "compose/make-secrets",
         "image/build-ops",
+        "image/leave",
         "local/node",
         "mlflow/serve",
     ]
@@ -580,6 +581,44 @@ def test_node_makes_a_token_that_only_its_owner_reads_and_tightens_one_that_othe
     _node(tmp_path, "worker", "127.0.0.1")
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     assert token.read_text() == word
+
+
+def test_leave_tells_ray_which_node_goes_and_waits_for_training(tmp_path: Path) -> None:
+    def process(number: int, *words: str) -> None:
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "cmdline").write_bytes("\0".join(words).encode() + b"\0")
+
+    told = tmp_path / "ray"
+    told.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\nrm -r {tmp_path}/9\n')
+    told.chmod(0o755)
+    settings = {"PROC": str(tmp_path), "RAY": str(told), "RAY_ADDRESS": "ift-head-svc:6379"}
+
+    def leave() -> str:
+        return subprocess.run(
+            [CLUSTER / "image" / "leave", "20"],
+            env={"PATH": os.environ["PATH"], **settings},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stderr
+
+    assert leave() == "no raylet runs here\n"
+    process(7, "raylet", "--node_id=0a1b", "--agent=python --node-id=ffff")
+    process(9, "ray::_RayTrainWorker__execute.get_next")  # goes once Ray has been told
+    assert leave() == ""
+    assert (tmp_path / "told").read_text() == (
+        "drain-node --address=ift-head-svc:6379 --node-id=0a1b --reason=DRAIN_NODE_REASON_PREEMPTION "
+        "--reason-message=the node is taken away --deadline-remaining-seconds=20\n"
+    )
+
+
+def test_a_pod_has_longer_to_end_than_it_takes_to_leave() -> None:
+    for group in documents("kuberay/ray.yaml")[0]["spec"]["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        path, seconds = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert (ROOT / path.removeprefix("/opt/ift/")).is_file()
+        assert int(seconds) + 10 <= pod["terminationGracePeriodSeconds"]
 
 
 # ── the image ──
