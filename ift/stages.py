@@ -805,7 +805,7 @@ class Job:
 
 
 def trained_in_words(m: Manifest) -> str:
-    """`45 steps, 89 packs each seen once, ended early, loss 0.257, 151 tokens/s; the weights of step 40 are the result; reloaded …`"""
+    """`45 steps, 89 packs each seen once, loss 0.257, 151 tokens/s; reloaded …`, and where it ended early, that."""
     early = ", ended early" if m["stopped_early"] else ""
     older = m["best_step"] is not None and m["best_step"] != m["steps"]
     result = f"the weights of step {m['best_step']:,} are the result; " if older else ""
