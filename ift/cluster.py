@@ -8,6 +8,7 @@ Out: a running Ray for the length of a `with` block.
 """
 
 import gc
+import hashlib
 import json
 import os
 import threading
@@ -175,8 +176,11 @@ def autoscales(types: Mapping[str, str] | None) -> bool:
     return any(kind != f"node_{node}" for node, kind in (types or {}).items())
 
 
-def require_shared(places: Mapping[str, str | Path], *, patience_s: float = 60.0) -> None:
-    """Raise `IftError` where a node does not see what is written here to one of `places`, each with its words.
+def require_shared(
+    places: Mapping[str, str | Path], *, files: Mapping[str, Path] | None = None, patience_s: float = 60.0
+) -> None:
+    """Raise `IftError` where a node does not see what is written here to one of `places`, or one of `files` as it is
+    here; each with its words.
 
     `{"the run's folder (--output)": Path("/shared/runs/x")}`
     """
@@ -190,12 +194,15 @@ def require_shared(places: Mapping[str, str | Path], *, patience_s: float = 60.0
     mark = f".seen-{uuid.uuid4().hex}"
     for place in places.values():
         Place(place).write(mark, [mark.encode()])
+    wanted = {words: (str(place), mark, _digest(mark.encode())) for words, place in places.items()}
+    for words, path in (files or {}).items():
+        wanted[words] = (str(path.parent), path.name, _digest(path.read_bytes()))
     try:
         look = ray.remote(num_cpus=0, max_retries=0)(_unseen)
         asked = {
             node["NodeManagerAddress"]: look.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote({words: str(place) for words, place in places.items()}, mark)
+            ).remote(wanted)
             for node in others
         }
         for address, answer in asked.items():
@@ -208,7 +215,7 @@ def require_shared(places: Mapping[str, str | Path], *, patience_s: float = 60.0
                 ) from None
             for words, why in unseen.items():
                 raise IftError(
-                    f"the node {address} does not see {words}, {places[words]}: {why}",
+                    f"the node {address} does not see {words}, {wanted[words][0]}: {why}",
                     wanted="a folder that all nodes share, such as a network file system or a persistent volume",
                     hint="give another, or mount it on every node",
                 )
@@ -217,24 +224,29 @@ def require_shared(places: Mapping[str, str | Path], *, patience_s: float = 60.0
             Place(place).delete(mark)
 
 
-def _unseen(places: Mapping[str, str], mark: str, *, patience_s: float = 10.0) -> dict[str, str]:
-    """Which of `places` do not hold the file `mark` here, and why; a network file system may take a moment."""
+def _unseen(wanted: Mapping[str, tuple[str, str, str]], *, patience_s: float = 10.0) -> dict[str, str]:
+    """Where a file of that name and digest is not in its place here, and why; it may take a moment to get through."""
     found, deadline = dict[str, str](), time.monotonic() + patience_s
-    for words, place in places.items():
+    for words, (place, name, digest) in wanted.items():
         while True:
             try:
-                if Place(place).read(mark) == mark.encode():
+                if _digest(Place(place).read(name)) == digest:
                     found.pop(words, None)
                     break
-                found[words] = "another file is there"
+                found[words] = f"{name} is another file there"
             except FileNotFoundError:
-                found[words] = "what the driver wrote there is not there"
+                own = name.startswith(".seen-")
+                found[words] = "what the driver wrote there is not there" if own else f"it has no {name}"
             except IftError as error:
                 found[words] = error.what
             if time.monotonic() > deadline:
                 break
             time.sleep(0.2)
     return found
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def stop_seconds() -> float:

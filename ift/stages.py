@@ -180,7 +180,7 @@ class Job:
         }
         if self.spec.cluster.storage:
             places["cluster.storage"] = self.spec.cluster.storage
-        cluster.require_shared(places)
+        cluster.require_shared(places, files={"the model (HF_HOME)": self.model_dir / "config.json"})
 
     @cached_property
     def gathered(self) -> Any:

@@ -195,18 +195,23 @@ from ift import cluster
 from ift.errors import IftError
 with cluster.connect(None, workers=None):
     cluster.require_shared({"the shared folder": Path(sys.argv[1])})
-    try:
-        cluster.require_shared({"the run's folder (--output)": Path(sys.argv[2])})
-    except IftError as error:
-        print("refused:", error)
+    model = Path(sys.argv[2], "model", "config.json")
+    model.parent.mkdir(parents=True)
+    model.write_text("{}")
+    for places, files in (({"the run's folder (--output)": Path(sys.argv[2])}, {}), ({}, {"the model": model})):
+        try:
+            cluster.require_shared(places, files=files)
+        except IftError as error:
+            print("refused:", error)
 """
     mine = hosts.folder / "mine"
     done = hosts.run(sys.executable, "-c", script, str(hosts.folder / "shared"), str(mine))
     assert done.returncode == 0, done.stderr
-    _, _, message = done.stdout.partition("refused: ")
+    _, message, other = done.stdout.split("refused: ")
     assert f"the node {B} does not see the run's folder (--output), {mine}" in message
     assert "wanted: a folder that all nodes share" in message
-    assert list(mine.iterdir()) == []
+    assert f"the node {B} does not see the model, {mine / 'model'}: it has no config.json" in other
+    assert [path.name for path in mine.iterdir()] == ["model"]
 
 
 # What Ray answers without a token, and what it gives away: that a Ray is there, whether it wants a token, whether it
