@@ -34,6 +34,7 @@ A, B = "10.77.31.1", "10.77.31.2"
 PORT, DASHBOARD_PORT = 6379, 8265
 PATIENCE = 900.0  # seconds for anything to happen
 _STARTS = 4
+_RAY = Path("/tmp/ray")
 
 
 _ASK = """
@@ -194,7 +195,13 @@ class Nodes:
 
     def start_node(self) -> None:
         """The second host's node. What is mounted in `ip netns exec` nobody else sees."""
-        own = [word for folder in self.hidden for word in ("mount", "-t", "tmpfs", "ift", str(folder), "&&")]
+        # Ray's own folder too: two nodes that share it take each other's copies of a job's files away
+        own = [
+            word
+            for place in (_RAY, *self.hidden)
+            for word in ("mount", "-t", "tmpfs", "ift", str(place), "&&")
+        ]
+        _RAY.mkdir(exist_ok=True)
         self._up(2, self.names[1], f"--address={A}:{PORT}", f"--node-ip-address={B}", before=" ".join(own))
 
     def alive(self) -> list[dict[str, Any]]:

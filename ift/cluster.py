@@ -141,7 +141,7 @@ def require_room(workers: str | int | tuple[int, int], nodes: Sequence[Node]) ->
     room = sum(node.room(gpus=gpus) for node in nodes)
     if room >= fewest:
         return
-    there = "; ".join(str(node) for node in nodes[:8]) + (
+    there = "; ".join(str(node) for node in sorted(nodes, key=lambda node: node.address)[:8]) + (
         f"; and {len(nodes) - 8} nodes more" if len(nodes) > 8 else ""
     )
     takes = "a worker takes a GPU" if gpus else "a worker takes a CPU, and each node keeps one for other work"
