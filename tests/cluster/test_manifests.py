@@ -583,6 +583,29 @@ def test_node_makes_a_token_that_only_its_owner_reads_and_tightens_one_that_othe
     assert token.read_text() == word
 
 
+def test_node_tries_again_where_a_busy_machine_was_too_slow_and_stops_what_it_started(tmp_path: Path) -> None:
+    ray = tmp_path / "ray"
+    ray.write_text(
+        f'#!/bin/bash\necho "$@" >> {tmp_path}/told\n'
+        f"(( $(wc -l < {tmp_path}/told) > 2 )) || {{ echo The current node timed out during startup.; exit 1; }}\n"
+        "echo Ray runtime started.\nwhile read -rt 1 || (( $? > 128 )); do :; done < <(exec tail -f /dev/null)\n"
+    )
+    ray.chmod(0o755)
+    said = _node(tmp_path, "head", "10.0.0.1", "--", "--num-gpus=4", RAY=str(ray))
+    assert said.returncode == 0, said.stderr
+    assert "ssh -N -L 8265:127.0.0.1:8265 10.0.0.1" in said.stdout
+    told = (tmp_path / "told").read_text().splitlines()
+    assert len(told) == 3
+    assert told[2].startswith(
+        "start --block --head --node-ip-address=10.0.0.1 --port=6379 --dashboard-host=127.0.0.1"
+    )
+    assert told[2].endswith("--num-gpus=4")
+    assert _node(tmp_path, "list").stdout.startswith("head: process ")
+    assert "a head of this script runs here" in _node(tmp_path, "head", RAY=str(ray)).stderr
+    assert _node(tmp_path, "stop").stdout == "the head has ended\n"
+    assert _node(tmp_path, "list").stdout == ""
+
+
 def test_leave_tells_ray_which_node_goes_and_waits_for_training(tmp_path: Path) -> None:
     def process(number: int, *words: str) -> None:
         (tmp_path / str(number)).mkdir()
