@@ -36,6 +36,7 @@ ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
     XDG_CACHE_HOME=/cache \
     HF_HOME=/cache/huggingface \
     IFT_CACHE=/cache/ift \
+    IFT_HOME=/cache \
     MPLCONFIGDIR=/cache/matplotlib \
     TORCHINDUCTOR_CACHE_DIR=/cache/inductor \
     TORCH_EXTENSIONS_DIR=/cache/torch-extensions \

@@ -127,11 +127,13 @@ def workplace(storage: str | None) -> Path:
     """Where runs and the tracking database lie if nobody says: in the folder that the command was given in.
 
     Ray gives a submitted job a folder that it removes later. There it is `storage` (the spec's `cluster.storage`)
-    where that is a folder, else `ift` in the home of whom the cluster runs as.
+    where that is a folder, else `IFT_HOME`, else `ift` in the home of whom the cluster runs as.
     """
     if not in_job():
         return Path.cwd()
-    return Path(storage) if storage and "://" not in storage else Path.home() / "ift"
+    if storage and "://" not in storage:
+        return Path(storage)
+    return Path(os.environ.get("IFT_HOME") or Path.home() / "ift")
 
 
 def require_room(workers: str | int | tuple[int, int], nodes: Sequence[Node]) -> None:

@@ -355,6 +355,25 @@ def test_shared_memory_holds_rays_objects_and_leaves_room() -> None:
     )
 
 
+def test_all_nodes_share_one_folder_for_models_and_runs() -> None:
+    """`ift run` asks every node for what the driver wrote into the run's folder, IFT_CACHE and the model's."""
+    said = (ROOT / "Dockerfile").read_text()
+    for name in ("IFT_HOME", "IFT_CACHE", "HF_HOME"):
+        assert re.search(rf"\b{name}=/cache\b", said), name
+    cluster = documents("kuberay/ray.yaml")[0]["spec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        (volume,) = (each for each in pod["volumes"] if each["name"] == "cache")
+        assert volume["persistentVolumeClaim"] == {"claimName": "cache"}
+        assert {"name": "cache", "mountPath": "/cache"} in pod["containers"][0]["volumeMounts"]
+    assert documents("kuberay/storage.yaml")[0]["spec"]["accessModes"] == ["ReadWriteMany"]
+    for name in ("head", "worker"):
+        assert "cache:/cache" in str(compose_services(*COMPOSE)[name]["volumes"])
+    launcher = documents("aws/cluster.yaml")[0]
+    assert "--volume=/mnt/ift:/cache" in launcher["docker"]["run_options"]
+    assert any("mount -t nfs4" in each for each in launcher["initialization_commands"])
+
+
 def test_preemptible_workers_are_a_group_of_their_own_that_starts_at_none() -> None:
     groups = {
         each["groupName"]: each for each in documents("kuberay/ray.yaml")[0]["spec"]["workerGroupSpecs"]
