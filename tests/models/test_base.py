@@ -62,25 +62,6 @@ def test_pickled_weights_are_refused(model_folder: Path, tmp_path: Path) -> None
     assert "save_pretrained" in (error.hint or "")
 
 
-def test_code_that_comes_with_a_model_is_not_run(model_folder: Path, tmp_path: Path) -> None:
-    mark = tmp_path / "it ran"
-    code = f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
-    for name in ("configuration_own.py", "modeling_own.py"):
-        (model_folder / name).write_text(code)
-    config = json.loads((model_folder / "config.json").read_text())
-    config["model_type"] = "own"
-    config["auto_map"] = {
-        "AutoConfig": "configuration_own.OwnConfig",
-        "AutoModelForCausalLM": "modeling_own.OwnModel",
-        "AutoTokenizer": ["modeling_own.OwnTokenizer", None],
-    }
-    (model_folder / "config.json").write_text(json.dumps(config))
-    for load in (base.load_model, base.context_length, base.is_encoder_decoder):
-        with pytest.raises((ValueError, IftError)):
-            load(model_folder)
-    assert not mark.exists()
-
-
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     assert refused(str(tmp_path), cache=tmp_path).what == f"{tmp_path} has no config.json"
 
@@ -394,4 +375,11 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path, tiny_model: P
     assert "code of its own (modeling_own.py), and code that comes with a model is never run" in str(
         error.value
     )
+    for load in (
+        base.load_model,
+        base.context_length,
+        base.is_encoder_decoder,
+    ):  # without `resolve` before it
+        with pytest.raises((ValueError, IftError)):
+            load(folder)
     assert not (tmp_path / "ran").exists()
