@@ -549,7 +549,7 @@ def _followed(head: "Dashboard", job: str, terminal: "Terminal") -> int:
         try:
             return submitting.tell_end(job, submitting.follow(head, job, terminal), terminal)
         except KeyboardInterrupt:
-            later = f"to follow it: ift jobs logs {job} --follow; to stop it: ift jobs stop {job}"
+            later = f"to follow it: ift jobs logs {job} --follow --address {head.address}; to stop it: ift jobs stop"
             if not sys.stdin.isatty():
                 terminal.say(f"\n{job} runs on; {later}")
                 return 0

@@ -149,7 +149,8 @@ def _at_work(head: Dashboard, job: str) -> IftError:
     return IftError(
         f"this very run is at work already, as {job}",
         wanted="another spec, or the end of that job",
-        hint=f"`ift jobs logs {job} --follow` shows it; `ift jobs stop {job}` ends it, and what it did is kept",
+        hint=f"`ift jobs logs {job} --follow --address {head.address}` shows it; `ift jobs stop {job}`, with the same "
+        "address, ends it, and what it did is kept",
     )
 
 

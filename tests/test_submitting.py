@@ -172,7 +172,7 @@ def test_the_same_submission_is_told_so(head: Head, spec: Path) -> None:
         head.jobs = [job(name, status)]
         message = refusal(head, spec)
         assert f"this very run is at work already, as {name}" in message
-        assert f"`ift jobs stop {name}` ends it" in message
+        assert f"`ift jobs stop {name}`, with the same address, ends it" in message
     head.jobs = [job("tiny-00000000", "RUNNING")]
     assert "tiny-00000000 is at work in the same folder, ~/ift/runs/tiny, on something else" in refusal(
         head, spec
