@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tracking.servers import MlflowServer, free_port, s3
+from tracking.servers import MlflowServer, Proxy, free_port, s3
 
 from ift import cli
 from ift.doctor import cluster, look, machine, report, services
@@ -269,7 +269,28 @@ def test_mlflow_out_of_reach_keeps_its_password() -> None:
     assert "secret" not in found.found
 
 
+@pytest.mark.parametrize(
+    ("status", "found", "move"),
+    [
+        (401, "access denied, HTTP 401", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        (503, "server error, HTTP 503", "see that the server runs"),
+    ],
+)
+def test_mlflow_that_refuses(
+    aws: str, monkeypatch: pytest.MonkeyPatch, status: int, found: str, move: str
+) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with Proxy(int(aws.rpartition(":")[2])) as proxy:  # before some server that it keeps the questions from
+        proxy.answer(status)
+        check = services.mlflow(proxy.uri)
+    assert check.verdict == "fail"
+    assert check.found == f"{proxy.uri}: {found}"
+    assert check.next_move.startswith(move)
+
+
 @pytest.mark.slow
+@pytest.mark.long
 def test_mlflow_that_wants_to_know_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("flask_wtf")
     for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING_")]:
@@ -443,6 +464,7 @@ def test_lines_name_the_place_the_verdict_and_the_move(
     assert report.show(**arguments, as_json=False, console=Console(width=120))
 
 
+@pytest.mark.slow
 def test_the_command_on_this_machine_ends_with_1_where_something_fails(tmp_path: Path) -> None:
     lock = tmp_path / "cache" / "torch_extensions" / "cpu_adam" / "lock"
     lock.parent.mkdir(parents=True)
