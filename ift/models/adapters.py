@@ -78,7 +78,7 @@ def check_targets(adapter: Adapter, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, **base.SAFELY)
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
         _targets(kind.from_config(config), adapter.targets)
@@ -340,9 +340,8 @@ def merge(
     model_folder = base_of(folder)
     count = base.parameter_count(model_folder)
     storage.require_room(output.absolute().parent, 4 * count, "the merged model")
-    stored = (
-        getattr(torch, dtype) if dtype else AutoConfig.from_pretrained(model_folder).dtype or torch.float32
-    )
+    written = AutoConfig.from_pretrained(model_folder, **base.SAFELY).dtype
+    stored = getattr(torch, dtype) if dtype else written or torch.float32
     encoder_decoder = is_encoder_decoder(folder)
 
     def logits(model: Any) -> list[Any]:

@@ -26,6 +26,8 @@ from ift.errors import IftError
 
 Progress = Callable[[int, int | None], None]
 ADAPTER = "adapter_config.json"  # what a folder has that holds an adapter alone
+# for every class of transformers: nothing is fetched, and code that comes with a model is not even offered to be run
+SAFELY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 CARD = "README.md"
 BASE = "the base model"  # among the licences that a run's results name
 _WEIGHTS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
@@ -180,7 +182,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     _quiet_transformers()
-    options = {"gguf_file": gguf.name, "local_files_only": True}
+    options = {"gguf_file": gguf.name, **SAFELY}
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, **options, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
@@ -217,7 +219,7 @@ def load_tokenizer(folder: Path) -> Any:
         from ift.models import adapters
 
         folder = adapters.base_of(folder)  # saved by another program
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **SAFELY)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -231,7 +233,7 @@ def is_encoder_decoder(folder: Path) -> bool:
         from ift.models import adapters
 
         return adapters.is_encoder_decoder(folder)
-    return bool(AutoConfig.from_pretrained(folder, local_files_only=True).is_encoder_decoder)
+    return bool(AutoConfig.from_pretrained(folder, **SAFELY).is_encoder_decoder)
 
 
 def context_length(folder: Path) -> int | None:
@@ -242,7 +244,7 @@ def context_length(folder: Path) -> int | None:
         from ift.models import adapters
 
         folder = adapters.base_of(folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, **SAFELY)
     length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return length
 
@@ -261,7 +263,7 @@ def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu", qua
     if is_adapter(folder):
         return adapters.load(folder, dtype=dtype, device=device)
     _quiet_transformers()
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, **SAFELY)
     # sdpa, or eager where the model has none, whatever its config.json says
     config._attn_implementation = None
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -269,8 +271,8 @@ def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu", qua
         folder,
         dtype=getattr(torch, dtype),
         config=config,
-        local_files_only=True,
         output_loading_info=True,
+        **SAFELY,
         **(adapters.quantized(dtype, device) if quantize == "4bit" else {}),
     )
     if missing := sorted(loaded["missing_keys"]):

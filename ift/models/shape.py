@@ -102,11 +102,11 @@ def config_of(
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise IftError(f"{path} has no config.json", wanted="a folder written by save_pretrained")
-        return AutoConfig.from_pretrained(path, local_files_only=True), f"config.json in {path}"
+        return AutoConfig.from_pretrained(path, **base.SAFELY), f"config.json in {path}"
     if base.is_hub_id(source):
         return _from_hub(source, revision)
     folder = base.resolve(source, cache=cache, sha256=sha256, progress=progress, notify=notify)
-    return AutoConfig.from_pretrained(folder, local_files_only=True), f"config.json of {source}"
+    return AutoConfig.from_pretrained(folder, **base.SAFELY), f"config.json of {source}"
 
 
 def _from_hub(name: str, revision: str | None) -> tuple[Any, str]:

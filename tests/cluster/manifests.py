@@ -130,7 +130,7 @@ def wrong_with_launcher(document: Any) -> list[str]:
 
 
 def wrong_with_policy(document: Any) -> list[str]:
-    """What IAM's grammar, as cfn-lint and moto know it, has against a policy."""
+    """What IAM's grammar, as moto knows it, has against a policy."""
     import boto3
     from botocore.exceptions import ClientError
     from moto import mock_aws
