@@ -397,7 +397,7 @@ def own_terminal(log: Path) -> Iterator[Terminal]:
     os.dup2(target, 2)
     os.close(target)
     stream = os.fdopen(out, "w", buffering=1, encoding="utf-8")
-    width = None if stream.isatty() else int(os.environ.get("COLUMNS", _WIDE))
+    width = None if stream.isatty() else int(os.environ.get("COLUMNS", _WIDE)) if _TELLS_STATUS else _WIDE
     terminal = Terminal(Console(file=stream, width=width))
 
     def on_interrupt(number: int, frame: Any) -> None:

@@ -9,11 +9,12 @@ Out: the decision on the terminal, and where it allows it, an alias that has mov
 import getpass
 import os
 import secrets
+import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,8 @@ def guard(
         does = "and takes back what did not pass" if enforce else "and marks what did not pass"
         terminal.say(f"ift guard on {registry.address}: {', '.join(aliases)}; {how}, {does}. Ctrl-C stops it")
         sys.stdout.flush()
-        with suppress(KeyboardInterrupt):
+        stop = threading.Event()
+        with _interrupted(stop), suppress(KeyboardInterrupt):
             guards.watch(
                 registry,
                 aliases,
@@ -163,9 +165,26 @@ def guard(
                 tell=tell,
                 complain=lambda what: terminal.note(f"{what}; the guard waits for it"),
                 wake=wake,
-                stop=threading.Event(),
+                stop=stop,
             )
     return passed
+
+
+@contextmanager
+def _interrupted(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set `stop` as well: where the exception comes in the middle of a library's work, the library
+    may keep it to itself."""
+
+    def on_signal(*_: Any) -> None:
+        stop.set()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _tell(seen: guards.Seen, terminal: Terminal) -> None:

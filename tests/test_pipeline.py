@@ -274,6 +274,7 @@ def test_a_version_is_reproduced_to_the_bit_and_other_rows_are_told_before_train
     assert not (folder / "other" / "train").exists()
 
 
+@pytest.mark.long
 def test_a_run_that_forgets_too_much_is_followed_by_one_with_lora(tmp_path: Path, tiny_model: Path) -> None:
     """A learning rate that ruins all weights; the adapter's ruins less."""
     train = {"epochs": 2, "global_batch": 4, "learning_rate": 0.9, "zero_stage": 2}

@@ -14,6 +14,7 @@ promotion.py keeps.
 
 import hmac
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from ift.tracking.promotion import Decision
 from ift.tracking.registry import Registry, Version
 from ift.tracking.values import TAG_LENGTH
 
+_GLANCE_S = 0.5  # between looks at whether to stop
 WARNING = "> ⚠ "
 _BODY = 1 << 20  # bytes of a webhook at most
 _EVENTS: list[Any] = ["model_version_alias.created", "model_version_alias.deleted"]
@@ -129,7 +131,9 @@ def watch(
             if not down:
                 complain(error.what)
             down = True
-        wake.wait(every)
+        until = time.monotonic() + every
+        while not (stop.is_set() or wake.wait(min(every, _GLANCE_S)) or time.monotonic() >= until):
+            pass
         wake.clear()
 
 
