@@ -43,6 +43,8 @@ _FOLDERS = click.option(
     metavar="DIR",
     help="A folder of your own tasks, beside the library. May be given again.",
 )
+_SPEC = click.argument("spec", type=click.Path(path_type=Path))
+_OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]…", nargs=-1)
 _RUN_FOLDER = click.option(
     "--output", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME]"
 )
@@ -63,8 +65,8 @@ def cli() -> None:
 
 
 @cli.command(short_help="Fine-tune, evaluate and register a model.")
-@click.argument("spec", type=click.Path(path_type=Path))
-@click.argument("overrides", metavar="[KEY=VALUE]…", nargs=-1)
+@_SPEC
+@_OVERRIDES
 @_RUN_FOLDER
 def run(spec: Path, overrides: Sequence[str], output: Path | None) -> None:
     """Fine-tune, evaluate and register a model as SPEC says.
@@ -79,8 +81,8 @@ def run(spec: Path, overrides: Sequence[str], output: Path | None) -> None:
 
 
 @cli.command(short_help="See whether prompting would have done.")
-@click.argument("spec", type=click.Path(path_type=Path))
-@click.argument("overrides", metavar="[KEY=VALUE]…", nargs=-1)
+@_SPEC
+@_OVERRIDES
 @click.option(
     "--shots", default="1,3,5", show_default=True, metavar="N,…", help="Solved examples in a prompt."
 )
@@ -171,8 +173,8 @@ def _at_work(
 
 
 @cli.command(short_help="Write the stream that a run would train on.")
-@click.argument("spec", type=click.Path(path_type=Path))
-@click.argument("overrides", metavar="[KEY=VALUE]…", nargs=-1)
+@_SPEC
+@_OVERRIDES
 @_RUN_FOLDER
 def prepare(spec: Path, overrides: Sequence[str], output: Path | None) -> None:
     """Do the first stage of a run alone: read, word, tokenize and pack; show the mixture that came out.
@@ -189,8 +191,8 @@ def prepare(spec: Path, overrides: Sequence[str], output: Path | None) -> None:
 
 
 @cli.command(short_help="Show what will fit, and what is chosen.")
-@click.argument("spec", type=click.Path(path_type=Path))
-@click.argument("overrides", metavar="[KEY=VALUE]…", nargs=-1)
+@_SPEC
+@_OVERRIDES
 @click.option("--gpus", type=click.IntRange(min=0), metavar="N", help="Plan for so many GPUs in all.")
 @click.option("--gpu-memory", type=click.FloatRange(min=1), metavar="GIB", help="Of each of them.")
 @click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="On so many nodes.")
@@ -239,7 +241,7 @@ def plan(
 
 @cli.command(short_help="Show what a model will see, or saw.")
 @click.argument("target", metavar="SPEC_OR_RUN", type=click.Path(path_type=Path))
-@click.argument("overrides", metavar="[KEY=VALUE]…", nargs=-1)
+@_OVERRIDES
 @click.option(
     "--count",
     type=click.IntRange(min=0),
@@ -484,8 +486,8 @@ _OPEN = click.option(
 
 
 @cli.command(short_help="Run a spec on a Ray cluster.")
-@click.argument("spec", type=click.Path(path_type=Path))
-@click.argument("overrides", metavar="[KEY=VALUE]…", nargs=-1)
+@_SPEC
+@_OVERRIDES
 @_ADDRESS
 @click.option(
     "--output",
@@ -631,7 +633,7 @@ def jobs_wait(job: str, address: str, open_cluster: bool) -> None:
 
 @cli.command(short_help="Check this machine, and a cluster.")
 @click.argument("spec", type=click.Path(path_type=Path), required=False)
-@click.argument("overrides", metavar="[KEY=VALUE]…", nargs=-1)
+@_OVERRIDES
 @click.option(
     "--address",
     envvar="RAY_ADDRESS",

@@ -62,10 +62,10 @@ class Parcel:
         sizes = {place: path.stat().st_size for place, path in {**self.files, **self.code}.items()}
         largest = sorted(sizes, key=lambda place: -sizes[place])[:3]
         raise IftError(
-            f"what the job would be sent is {_mib(self.size)}: "
-            + ", ".join(f"{place.removeprefix(_JOB)} {_mib(sizes[place])}" for place in largest)
+            f"what the job would be sent is {mib(self.size)}: "
+            + ", ".join(f"{place.removeprefix(_JOB)} {mib(sizes[place])}" for place in largest)
             + (f" and {len(sizes) - 3:,} more" if len(sizes) > 3 else ""),
-            wanted=f"at most {_mib(LIMIT)}, which is what Ray takes",
+            wanted=f"at most {mib(LIMIT)}, which is what Ray takes",
             hint="put data where all nodes see it and name it by an absolute path or s3://…, without --add",
         )
 
@@ -198,5 +198,6 @@ def _reachable(name: str, folder: Path, added: set[Path]) -> bool:
     return any(file == Path(pattern).resolve() or fnmatch.fnmatchcase(str(file), pattern) for file in added)
 
 
-def _mib(size: int) -> str:
+def mib(size: int) -> str:
+    """Bytes in MiB, for people."""
     return f"{size / 2**20:,.1f} MiB"

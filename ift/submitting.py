@@ -96,7 +96,7 @@ def submit(
                 raise _at_work(head, name) from None
             raise _refused(head, error) from None
     terminal.say(
-        f"submitted {name} to {head.address}: {_mib(sent.size)} sent, the run's folder there is {folder}"
+        f"submitted {name} to {head.address}: {parcel.mib(sent.size)} sent, the run's folder there is {folder}"
     )
     return name
 
@@ -342,10 +342,6 @@ def _duration(seconds: float) -> str:
     return (
         f"{seconds:.0f} s" if minutes < 1 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
     )
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"
 
 
 def environment(given: Sequence[str]) -> dict[str, str]:

@@ -8,7 +8,6 @@ Out: a `Check` each.
 
 import json
 import logging
-import os
 import shlex
 import socket
 import time
@@ -21,9 +20,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ift import dashboard
 from ift.doctor import look, machine, survey
 from ift.doctor.check import Check, everywhere
 from ift.doctor.services import LOOPBACK
+from ift.errors import IftError
 
 _PATIENCE = 5.0  # seconds for an answer
 _JOB_S = 300.0  # for the survey as a job
@@ -120,14 +121,11 @@ def ray_version(ours: str | None, theirs: str) -> Check:
 
 
 def token() -> str | None:
-    """Ray's token, from where Ray itself looks for it."""
-    if given := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return given
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except OSError:
-        return None
+    """Ray's token, from where Ray itself looks for it; a file that cannot be read holds none."""
+    with suppress(IftError):
+        found = dashboard.token()
+        return found.value if found else None
+    return None
 
 
 def _get(url: str, token: str | None) -> tuple[int, bytes]:
