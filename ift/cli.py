@@ -17,6 +17,7 @@
 Imports stand inside the functions: `ift --help` loads nothing that trains.
 """
 
+import os
 import re
 import sys
 import traceback
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from ift.dashboard import Dashboard
     from ift.spec import Spec
 
-_CHECKPOINT_S = 60  # a stop with less time than this may end without one
 _FOLDERS = click.option(
     "--folder",
     "folders",
@@ -126,6 +126,13 @@ def _loaded(path: Path, overrides: Sequence[str]) -> "Spec":
     return spec.model_copy(update={"tracking": spec.tracking.model_copy(update={"uri": uri})})
 
 
+def _run_folder(spec: "Spec", output: Path | None) -> Path:
+    from ift import cluster
+
+    place = cluster.workplace(spec.cluster.storage)
+    return (output.expanduser() if output else place / "runs" / spec.name).absolute()
+
+
 def _at_work(
     spec: Path,
     overrides: Sequence[str],
@@ -138,16 +145,14 @@ def _at_work(
     from ift.console import own_terminal
 
     loaded = _loaded(spec, overrides)
-    place = cluster.workplace(loaded.cluster.storage)
-    folder = (output.expanduser() if output else place / "runs" / loaded.name).absolute()
+    folder = _run_folder(loaded, output)
     command = "submit it again" if cluster.in_job() else " ".join(again)
     try:
         with own_terminal(folder / "run.log") as terminal, stopping.heeded():
-            if cluster.in_job() and cluster.stop_seconds() < _CHECKPOINT_S:
+            if cluster.in_job() and (seconds := stopping.patience(os.environ)) < stopping.SHORT_S:
                 terminal.note(
-                    f"Ray kills this job {cluster.stop_seconds():g} s after it asks it to stop, which is short for a "
-                    "checkpoint: submit with `ift submit`, or set RAY_JOB_STOP_WAIT_TIME_S=600 in the runtime "
-                    "environment's env_vars"
+                    f"Ray kills this job {seconds:g} s after it asks it to stop, which is short for a checkpoint: "
+                    f"submit with `ift submit`, or set {stopping.PATIENCE}=600 in the runtime environment's env_vars"
                 )
             try:
                 work(loaded, folder, terminal)
@@ -185,7 +190,7 @@ def prepare(spec: Path, overrides: Sequence[str], output: Path | None) -> None:
     from ift.console import own_terminal
 
     loaded = _loaded(spec, overrides)
-    folder = (output or Path("runs") / loaded.name).absolute()
+    folder = _run_folder(loaded, output)
     with own_terminal(folder / "run.log") as terminal:
         pipeline.prepare(loaded, folder, terminal)
 
@@ -227,7 +232,7 @@ def plan(
     loaded = _loaded(spec, overrides)
     planning.show(
         loaded,
-        (output or Path("runs") / loaded.name).absolute(),
+        _run_folder(loaded, output),
         gpus=gpus,
         gpu_memory=gpu_memory,
         nodes=nodes,

@@ -251,11 +251,6 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def stop_seconds() -> float:
-    """How long Ray waits between asking this job to stop and killing it."""
-    return float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", 3))
-
-
 def _some(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
 

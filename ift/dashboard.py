@@ -14,6 +14,7 @@ import http.client
 import ipaddress
 import json
 import os
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -30,6 +31,7 @@ from ift.errors import IftError
 _WANTED = "the address of the cluster's dashboard, such as http://127.0.0.1:8265"
 _OTHER_PORTS = {6379: "Ray's own port", 10001: "the port of Ray's client"}
 _PATIENCE_S = 20.0
+_AGENT_S = 60.0
 # which of these Ray's client takes instead of the address that it is given
 _OVERRULING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
@@ -82,6 +84,21 @@ class Dashboard:
             logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # each upload, each end of a log
         with _without(_OVERRULING):
             return JobSubmissionClient(self.address, headers=_headers(self.token))
+
+    def submit(self, **job: Any) -> None:
+        """Ray's `submit_job`. For some seconds behind its start a head has no agent that takes jobs: it is asked again.
+
+        Raises `RuntimeError` as Ray does.
+        """
+        deadline = time.monotonic() + _AGENT_S
+        while True:
+            try:
+                self.client.submit_job(**job)
+                return
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
 
     def get(self, path: str) -> Any:
         """What a route answers, out of its JSON."""

@@ -13,10 +13,12 @@ A second signal ends at once whatever there is to finish.
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+PATIENCE = "RAY_JOB_STOP_WAIT_TIME_S"  # the variable by which Ray gives a job time to stop
+SHORT_S = 60.0  # a stop with less may end without a checkpoint
 _asked = threading.Event()
 _finishing = threading.Event()
 
@@ -24,6 +26,11 @@ _finishing = threading.Event()
 def asked() -> bool:
     """Whether somebody wants this process to stop."""
     return _asked.is_set()
+
+
+def patience(environment: Mapping[str, str]) -> float:
+    """The seconds that Ray waits between asking a job with these variables to stop and killing it."""
+    return float(environment.get(PATIENCE, 3))
 
 
 def heed() -> None:

@@ -12,6 +12,7 @@ has ended can be submitted again, under the next number, and goes on: the run's 
 """
 
 import asyncio
+import json
 import os
 import re
 import shlex
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ift import cluster, parcel
+from ift import cluster, parcel, stopping
 from ift import spec as specs
 from ift.console import Terminal
 from ift.dashboard import Dashboard
@@ -30,8 +31,9 @@ from ift.errors import IftError, nearest
 from ift.following import Screen
 from ift.redaction import secret_name, without_secrets
 from ift.spec import Spec
+from ift.tracking import lineage
 
-STOP_S = 600  # what a stop gives the job for its checkpoint
+STOP_S = 600  # what `ift jobs stop` gives a job for its checkpoint
 _LINE_EVERY_S = 2
 _LOOK_EVERY_S = 1.0
 _RECONNECT_S = 600.0  # a head that is started again, a laptop that slept
@@ -76,16 +78,17 @@ def submit(
     name = _name_for(head, sent, folder)
     width = str(terminal.console.width)
     variables = {
-        "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S),
+        stopping.PATIENCE: str(STOP_S),
         "IFT_LINE_EVERY_S": str(_LINE_EVERY_S),
         "COLUMNS": width,
+        **({lineage.CODE: json.dumps(code_tags)} if (code_tags := lineage.code(Path.cwd())) else {}),
         **(env or {}),
     }
     words = [head.python(), "-m", "ift.cli", "run", sent.spec, *(["--output", output] if output else [])]
     with tempfile.TemporaryDirectory(prefix="ift-submit-") as temporary:
         sent.write(Path(temporary))
         try:
-            head.client.submit_job(
+            head.submit(
                 entrypoint=shlex.join(words),
                 submission_id=name,
                 runtime_env={"working_dir": temporary, "env_vars": variables},
@@ -266,10 +269,10 @@ def stop(head: Dashboard, job: str, terminal: Terminal) -> Outcome:
     if _over(found):
         terminal.say(f"{job} has ended before: {_status(found)}")
         return Outcome(_status(found), found.driver_exit_code)
-    seconds = int(((found.runtime_env or {}).get("env_vars") or {}).get("RAY_JOB_STOP_WAIT_TIME_S", 3))
-    if seconds < 60:
+    seconds = stopping.patience((found.runtime_env or {}).get("env_vars") or {})
+    if seconds < stopping.SHORT_S:
         terminal.note(
-            f"{job} was not submitted by `ift submit`: Ray kills it {seconds} s from now, ready or not"
+            f"{job} was not submitted by `ift submit`: Ray kills it {seconds:g} s from now, ready or not"
         )
     shown = len(_asked(head, lambda: head.client.get_job_logs(job)))
     _asked(head, lambda: head.client.stop_job(job))

@@ -1,10 +1,11 @@
 """What is known of a cluster without one: room, growth, where a submitted job works."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from ift import cluster
+from ift import cluster, stopping
 from ift.cluster import Node
 from ift.errors import IftError
 
@@ -49,4 +50,4 @@ def test_a_submitted_job_does_not_work_in_rays_folder(
     assert cluster.workplace("/shared") == Path("/shared")
     assert cluster.workplace("s3://bucket/ift") == cluster.workplace(None) == Path.home() / "ift"
     monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "600")
-    assert cluster.stop_seconds() == 600
+    assert stopping.patience(os.environ) == 600

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from tracking.servers import MlflowServer, Proxy, free_port, s3
 
-from ift import cli
+from ift import cli, dashboard
 from ift.doctor import cluster, look, machine, report, services
 from ift.doctor.check import Check, everywhere, worst
 
@@ -125,7 +125,6 @@ def test_a_machine_without_faults_passes() -> None:
         ),
         (machine.shared_memory(None, store=GIB, gpus=0), "fail", "there is no /dev/shm", "--shm-size"),
         (machine.token_file({"path": "/t", "open": True}), "warn", "other users", "chmod 600 /t"),
-        (cluster.ray_version("2.60.0", "2.9.0"), "fail", "2.9.0 on the cluster, 2.60.0 here", "ray==2.9.0"),
     ],
     ids=[
         "python",
@@ -144,7 +143,6 @@ def test_a_machine_without_faults_passes() -> None:
         "tiny shm and GPUs",
         "no shm",
         "open token",
-        "other Ray",
     ],
 )
 def test_a_fault_says_what_to_do(check: Check, verdict: str, found: str, move: str) -> None:
@@ -191,13 +189,12 @@ def test_a_token_that_others_can_read(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "token"
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    assert (look.token_file(), cluster.token()) == (None, None)
+    assert look.token_file() is None
     path.write_text("abc\n")
     path.chmod(0o644)
     assert look.token_file() == {"path": str(path), "open": True}
     path.chmod(0o600)
     assert look.token_file() == {"path": str(path), "open": False}
-    assert cluster.token() == "abc"
 
 
 # ── services ──
@@ -412,31 +409,27 @@ def test_an_all_reduce_that_hangs_or_crawls() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "stranger", "mine", "has_token", "verdict", "found"),
+    ("address", "has_token", "name", "verdict"),
     [
-        ("http://head:8265", 401, 200, True, "pass", "demanded of everybody, and ours is right"),
-        ("http://head:8265", 401, 403, True, "fail", "ours is not the cluster's (HTTP 403)"),
-        ("http://head:8265", 401, 401, False, "fail", "we have none (HTTP 401)"),
-        ("http://head:8265", 200, 200, True, "fail", "whoever reaches the cluster can run code"),
-        ("http://127.0.0.1:8265", 200, 200, False, "warn", "nobody is asked for a token"),
-        ("http://head:80", 404, 404, False, "fail", "no Ray dashboard (HTTP 404)"),
-        ("http://head:8265", 500, 500, False, "fail", "HTTP 500"),
+        ("http://head:8265", True, "token", "pass"),
+        ("http://head:8265", False, "open doors", "fail"),
+        ("http://127.0.0.1:8265", False, "open doors", "warn"),
     ],
 )
-def test_who_may_submit_jobs(
-    address: str, stranger: int, mine: int, has_token: bool, verdict: str, found: str
-) -> None:
-    check = cluster.entry(address, stranger, mine, has_token=has_token)
-    assert check.verdict == verdict
-    assert found in check.found
+def test_who_may_submit_jobs(address: str, has_token: bool, name: str, verdict: str) -> None:
+    token = dashboard.Token("t" * 32, "RAY_AUTH_TOKEN") if has_token else None
+    check = cluster.entry(dashboard.Dashboard(address, token))
+    assert (check.name, check.verdict) == (name, verdict)
 
 
 @pytest.mark.parametrize("scheme", ["http://", "ray://", ""])
 def test_an_address_where_nothing_answers(scheme: str) -> None:
     address = f"{scheme}127.0.0.1:{free_port()}"
     [check] = cluster.examine(address)
-    assert check.verdict == "fail"
-    assert check.found == f"nothing answers at {address}: connection refused"
+    assert (check.name, check.verdict) == ("cluster", "fail")
+    assert "answers at" in check.found
+    assert address in check.found
+    assert check.next_move
 
 
 def test_the_same_of_all_nodes_is_said_once() -> None:
@@ -555,13 +548,13 @@ def test_a_cluster_of_two_nodes_with_a_token(tmp_path: Path, monkeypatch: pytest
             assert found["nodes"]["found"].startswith("2 nodes, 0 GPUs")
             assert found["versions"]["found"].endswith("the same on all 2 nodes")
             assert "gloo, one rank on each of 2 nodes" in found["all-reduce"]["found"]
-        for address, words in (
-            (f"http://127.0.0.1:{port}", "ours is not the cluster's"),
-            (made.address, "ours is missing or wrong"),
+        for address, name, words in (
+            (f"http://127.0.0.1:{port}", "cluster", "does not take the token from RAY_AUTH_TOKEN"),
+            (made.address, "token", "ours is missing or wrong"),
         ):
             wrong = doctor(address, "f" * 32)
-            assert wrong["token"]["verdict"] == "fail"
-            assert words in wrong["token"]["found"]
+            assert wrong[name]["verdict"] == "fail"
+            assert words in wrong[name]["found"]
             assert "nodes" not in wrong
     finally:
         made.shutdown()

@@ -3,19 +3,15 @@
 In:  the address of its dashboard (http://head:8265), which takes jobs, or of Ray itself (auto, head:6379).
 Out: a `Check` each.
 
-    doors("http://head:8265", None)     # [Check("token", "fail", "nobody is asked for a token …", …), …]
+    list(examine("http://head:8265"))     # [Check("cluster", "pass", …), Check("token", "pass", …), …]
 """
 
 import json
-import logging
 import shlex
 import socket
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,11 +24,9 @@ from ift.errors import IftError
 
 _PATIENCE = 5.0  # seconds for an answer
 _JOB_S = 300.0  # for the survey as a job
-_AGENT_S = 60.0  # for a head that has only just started
 _SKEW_S, _FAR_S = 1.0, 60.0  # clocks apart; AWS refuses what is signed 15 minutes off
 # Bytes a second of bus bandwidth below which training would wait for the network: that of 10 and of 1 gigabit Ethernet.
 _SLOW = {"nccl": 1.25e9, "gloo": 0.125e9}
-_SHUT = ("token", "ray version")  # where one of these fails, no job of ours can be sent
 _DASHBOARD = "the dashboard's address is http://HEAD:8265; on the head, `ray status` says whether Ray runs"
 _TOKEN = "give the cluster's token: RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 
@@ -42,101 +36,35 @@ def examine(address: str, *, storage: str | None = None) -> Iterator[Check]:
     if not address.startswith(("http://", "https://")):
         yield from _joined(address, storage)
         return
-    check = reachable(address)
-    yield check
-    if check.verdict == "fail":
+    head = _reached(address)
+    if isinstance(head, Check):
+        yield head
         return
-    found = doors(address, token())
-    yield from found
-    if any(check.name in _SHUT and check.verdict == "fail" for check in found):
-        return
-    seen = _as_job(address, storage)
+    yield Check("cluster", "pass", f"{address} answers, and has this Ray")
+    yield entry(head)
+    seen = _as_job(head, storage)
     yield from [seen] if isinstance(seen, Check) else judge(seen)
 
 
 # ── from outside ──
 
 
-def reachable(address: str) -> Check:
-    """Whether anything listens there."""
-    parts = urlsplit(address if "://" in address else f"//{address}")
+def _reached(address: str) -> dashboard.Dashboard | Check:
+    """The head, or the line that says why there is none for us."""
     try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname or "", port), _PATIENCE).close()
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return Check("cluster", "fail", f"nothing answers at {address}: {why.lower()}", _DASHBOARD)
-    return Check("cluster", "pass", f"{address} answers")
+        return dashboard.reach(address, open_too=True, note=lambda _: None)
+    except IftError as error:
+        return Check("cluster", "fail", error.what, error.hint or f"wanted: {error.wanted}")
 
 
-def doors(address: str, token: str | None) -> list[Check]:
-    """Whether a stranger may submit jobs, whether we may, and whether its Ray is ours."""
-    try:
-        status, _ = _get(f"{address.rstrip('/')}/api/jobs/", None)
-        mine, _ = _get(f"{address.rstrip('/')}/api/jobs/", token) if token else (status, b"")
-        told, body = _get(f"{address.rstrip('/')}/api/version", token)
-    except OSError as error:
-        return [Check("token", "fail", f"{address} cut the connection: {error}", _DASHBOARD)]
-    return [entry(address, status, mine, has_token=token is not None), *_version(told, body, address)]
-
-
-def entry(address: str, stranger: int, mine: int, *, has_token: bool) -> Check:
-    """`stranger` and `mine` are the HTTP statuses that the job API answers without a token and with ours.
-
-    A cluster that lets everyone in takes our job all the same, so that has a name of its own.
-    """
-    refused = (401, 403)
-    if stranger == 404:
-        return Check("token", "fail", f"what answers at {address} is no Ray dashboard (HTTP 404)", _DASHBOARD)
-    if stranger in refused and mine in refused:
-        what = "ours is not the cluster's" if has_token else "we have none"
-        return Check("token", "fail", f"the cluster demands a token, and {what} (HTTP {mine})", _TOKEN)
-    if mine >= 400:
-        return Check("token", "fail", f"the job API answers HTTP {mine}", "see the head's dashboard.log")
-    if stranger in refused:
+def entry(head: dashboard.Dashboard) -> Check:
+    """Whether a stranger may submit jobs; that has a name of its own."""
+    if head.token:
         return Check("token", "pass", "demanded of everybody, and ours is right")
     words = "nobody is asked for a token: whoever reaches the cluster can run code on it"
     move = "start it with RAY_AUTH_MODE=token and a token: ray get-auth-token --generate"
-    local = (urlsplit(address).hostname or "") in LOOPBACK
+    local = (urlsplit(head.address).hostname or "") in LOOPBACK
     return Check("open doors", "warn" if local else "fail", words, move)
-
-
-def _version(status: int, body: bytes, address: str) -> list[Check]:
-    theirs = ""
-    with suppress(ValueError, AttributeError):
-        theirs = str(json.loads(body).get("ray_version", "")) if status == 200 else ""
-    return [ray_version(look.version_of("ray"), theirs)] if theirs else []
-
-
-def ray_version(ours: str | None, theirs: str) -> Check:
-    """Ray speaks only to its own version."""
-    if ours == theirs:
-        return Check("ray version", "pass", f"{theirs}, as here")
-    return Check(
-        "ray version",
-        "fail",
-        f"{theirs} on the cluster, {ours} here",
-        f"pip install 'ray=={theirs}' here, or an image with {ours} there",
-    )
-
-
-def token() -> str | None:
-    """Ray's token, from where Ray itself looks for it; a file that cannot be read holds none."""
-    with suppress(IftError):
-        found = dashboard.token()
-        return found.value if found else None
-    return None
-
-
-def _get(url: str, token: str | None) -> tuple[int, bytes]:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=_PATIENCE
-        ) as answer:
-            return int(answer.status), answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, b""
 
 
 # ── from inside ──
@@ -151,11 +79,9 @@ def _runtime_env() -> dict[str, Any]:
 
 def _joined(address: str, storage: str | None) -> Iterator[Check]:
     """As a driver of our own, where Ray's own address was given."""
-    if address != "auto":
-        check = reachable(address)
-        if check.verdict == "fail":
-            yield check
-            return
+    if address != "auto" and not _listens(address):
+        yield Check("cluster", "fail", f"nothing answers at {address}", _DASHBOARD)
+        return
     import ray
 
     context = _join(address)
@@ -164,12 +90,22 @@ def _joined(address: str, storage: str | None) -> Iterator[Check]:
         return
     try:
         yield Check("cluster", "pass", f"{address} answers")
-        page = f"http://{getattr(context, 'dashboard_url', None) or ''}"
-        if reachable(page).verdict == "pass":  # it may be bound to the head's loopback address
-            yield from doors(page, token())
+        head = _reached(f"http://{getattr(context, 'dashboard_url', None) or ''}")
+        if not isinstance(head, Check):  # it may be bound to the head's loopback address
+            yield entry(head)
         yield from judge(survey.survey(storage=storage))
     finally:
         ray.shutdown()
+
+
+def _listens(address: str) -> bool:
+    """Whether anything does; Ray itself would try for half a minute."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 0), _PATIENCE).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _join(address: str) -> Any:
@@ -190,47 +126,31 @@ def _join(address: str) -> Any:
             return Check("cluster", "fail", f"{address}: {text}", _DASHBOARD)
 
 
-def _as_job(address: str, storage: str | None) -> dict[str, Any] | Check:
+def _as_job(head: dashboard.Dashboard, storage: str | None) -> dict[str, Any] | Check:
     """The survey as a job, which is removed when it has ended."""
-    from ray.job_submission import JobStatus, JobSubmissionClient
+    from ray.job_submission import JobStatus
 
     job = f"ift-doctor-{uuid.uuid4().hex[:8]}"
-    command = "python -m ift.doctor.survey" + (f" --storage {shlex.quote(storage)}" if storage else "")
-    for name in ("ray.dashboard", "ray._private"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # both tell of every package that they send
+    words = [head.python(), "-m", "ift.doctor.survey", *(["--storage", storage] if storage else [])]
     try:
-        client = JobSubmissionClient(address)
-        _submit(client, entrypoint=command, submission_id=job, runtime_env=_runtime_env())
+        head.submit(entrypoint=shlex.join(words), submission_id=job, runtime_env=_runtime_env())
         deadline = time.monotonic() + _JOB_S
-        while not (status := client.get_job_status(job)).is_terminal() and time.monotonic() < deadline:
+        while not (status := head.client.get_job_status(job)).is_terminal() and time.monotonic() < deadline:
             time.sleep(0.5)
-        logs = client.get_job_logs(job)
+        logs = head.client.get_job_logs(job)
         if not status.is_terminal():
-            client.stop_job(job)
+            head.client.stop_job(job)
             return Check(
                 "survey", "fail", f"the job {job} did not end in {_JOB_S:.0f} s", f"ray job logs {job}"
             )
     except Exception as error:  # noqa: BLE001  (the client raises RuntimeError, ConnectionError and requests' own)
         return Check("survey", "fail", " ".join(str(error).split())[:300], "see the head's dashboard.log")
     if status == JobStatus.SUCCEEDED and survey.MARK in logs:
-        client.delete_job(job)
+        head.client.delete_job(job)
         seen: dict[str, Any] = json.loads(logs.rpartition(survey.MARK)[2].splitlines()[0])
         return seen
     last = (logs.strip().splitlines() or ["no word of it"])[-1][:300]
     return Check("survey", "fail", f"the job {job} ended as {status}: {last}", f"ray job logs {job}")
-
-
-def _submit(client: Any, **job: Any) -> None:
-    """Ray has no agent that takes jobs until some time after its start."""
-    deadline = time.monotonic() + _AGENT_S
-    while True:
-        try:
-            client.submit_job(**job)
-            return
-        except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(1)
 
 
 # ── what the nodes have ──

@@ -26,6 +26,9 @@ from ift.tasks.task import Task
 _DIGEST, _TAG = 32, 500  # characters; MLflow takes 36 and 500
 _FILES = 50  # that a data set's profile names
 CONTEXT = "mlflow.data.context"
+CODE = (
+    "IFT_CODE"  # the tags of `code` where a job was submitted: what is sent to a cluster has no git beside it
+)
 
 
 def datasets(
@@ -75,17 +78,23 @@ def all_templates_digest(tasks: Mapping[str, Task]) -> str:
 
 
 def provenance(folder: Path) -> dict[str, str]:
-    """Tags that MLflow's pages know: who ran what, and the commit of the git repository `folder` lies in, if any."""
+    """Tags that MLflow's pages know: who ran what, and the commit of the code; of who submitted it, in a job."""
     program = Path(sys.argv[0])
     command = " ".join(["ift" if program.stem in ("ift", "__main__", "cli") else program.name, *sys.argv[1:]])
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # set by Ray for what `ray job submit` starts
     tags = {"mlflow.source.name": command, "mlflow.source.type": "JOB" if submitted else "LOCAL"}
     with suppress(KeyError, OSError):  # a container's user may have no name
         tags["mlflow.user"] = getpass.getuser()
-    if commit := _git(folder, "rev-parse", "HEAD"):
-        tags["mlflow.source.git.commit"] = commit
-        tags["ift.git_changes"] = "uncommitted changes" if _git(folder, "status", "--porcelain") else "none"
-    return tags
+    return {**tags, **(json.loads(os.environ.get(CODE, "{}")) or code(folder))}
+
+
+def code(folder: Path) -> dict[str, str]:
+    """The commit of the git repository that `folder` lies in, and whether that is all; empty where there is none."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return {}
+    changes = "uncommitted changes" if _git(folder, "status", "--porcelain") else "none"
+    return {"mlflow.source.git.commit": commit, "ift.git_changes": changes}
 
 
 def packages() -> str:

@@ -102,6 +102,10 @@ def test_a_submitted_job_is_called_one(tmp_path, monkeypatch):
     assert lineage.provenance(tmp_path)["mlflow.source.type"] == "LOCAL"
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert lineage.provenance(tmp_path)["mlflow.source.type"] == "JOB"
+    monkeypatch.setenv(lineage.CODE, json.dumps({"mlflow.source.git.commit": "f" * 40}))
+    assert lineage.provenance(tmp_path)["mlflow.source.git.commit"] == "f" * 40, (
+        "of the repository it was sent from"
+    )
 
 
 def test_packages_are_listed_with_their_versions():
