@@ -4,21 +4,25 @@ In:  the model of the quickstart; how many prompts.
 Out: a table in Markdown, and the numbers as JSON: seconds, tokens a second, ratios, and whether the outputs are equal.
 
     .venv/bin/python benchmarks/evaluating.py --output evaluating.json
+    .venv/bin/python benchmarks/evaluating.py --ways --output ways.json     # and what transformers has besides
 
 The loops: `model.generate` on one prompt after the other, greedy; and a forward pass over prompt and choice for each
-choice of each question, with all logits. Ours: what `ift evaluate` does in one of its processes. Both run in this
-process with as many threads; they take turns, and a ratio is the median over the turns.
+choice of each question, with all logits. Ours: what `ift evaluate` does in one of its processes. `--ways` adds
+`model.generate` on the batches that ours takes, with its growing cache and with a static one, and transformers'
+continuous batching. All run in this process with as many threads; they take turns, and a ratio is the median over the
+turns.
 """
 
 import argparse
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import ratios, spread, table, write
+from transformers import GenerationConfig
 
 from ift import storage
 from ift.data.items import probe_items
@@ -42,6 +46,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--questions", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--ways", action="store_true", help="transformers' batches, static cache, continuous batching"
+    )
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     spec = load(_JOB)
@@ -52,14 +59,15 @@ def main() -> None:
     written = [{**i, "max_new_tokens": _NEW} for i in items if i["kind"] == "generation"][: arguments.prompts]
     asked = [i for i in items if i["kind"] == "multiple_choice"][: arguments.questions]
     rows = [
-        measured("generation", *generation(model, tokenizer, written), arguments.rounds),
-        measured("choice ranking", *ranking(model, tokenizer, asked), arguments.rounds),
+        *measured("generation", *generation(model, tokenizer, written, arguments.ways), arguments.rounds),
+        *measured("choice ranking", *ranking(model, tokenizer, asked), arguments.rounds),
     ]
-    head = ["what", "loop, s", "ours, s", "ours, tokens/s", "loop / ours", "outputs"]
+    head = ["what", "beside", "its s", "ours, s", "ours, tokens/s", "its / ours", "outputs"]
     lines = [
         [
             row["what"],
-            f"{row['loop_s']:.1f}",
+            row["beside"],
+            f"{row['its_s']:.1f}",
             f"{row['ours_s']:.1f}",
             f"{row['tokens'] / row['ours_s']:.0f}",
             f"{row['ratio']:.1f} ({row['from']:.1f} to {row['to']:.1f})",
@@ -72,71 +80,98 @@ def main() -> None:
 
 
 def measured(
-    what: str, loop: Callable[[], Any], ours: Callable[[], Any], equal: Any, rounds: int
-) -> dict[str, Any]:
-    """Both in turn, the first turn of each thrown away."""
-    seconds: dict[str, list[float]] = {"loop": [], "ours": []}
+    what: str,
+    arms: Mapping[str, Callable[[], Any]],
+    equal: Callable[[Any, Any], tuple[int, str]],
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """All in turn, the first turn of each thrown away; a row for each arm that ours is beside."""
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
     found: dict[str, Any] = {}
     for turn in range(rounds + 1):
-        for name, work in (("loop", loop), ("ours", ours)):
+        for name, work in arms.items():
             started = time.perf_counter()
             found[name] = work()
             if turn:
                 seconds[name].append(time.perf_counter() - started)
-    beside = ratios(seconds["loop"], seconds["ours"])
-    tokens, outputs = equal(found["loop"], found["ours"])
-    return {
-        "what": what,
-        "loop_s": spread(seconds["loop"]).median,
-        "ours_s": spread(seconds["ours"]).median,
-        "ratio": beside.median,
-        "from": beside.low,
-        "to": beside.high,
-        "tokens": tokens,
-        "outputs": outputs,
-    }
+    rows = []
+    for name in arms:
+        if name == "ours":
+            continue
+        beside = ratios(seconds[name], seconds["ours"])
+        tokens, outputs = equal(found[name], found["ours"])
+        rows.append(
+            {
+                "what": what,
+                "beside": name,
+                "its_s": spread(seconds[name]).median,
+                "ours_s": spread(seconds["ours"]).median,
+                "ratio": beside.median,
+                "from": beside.low,
+                "to": beside.high,
+                "tokens": tokens,
+                "outputs": outputs,
+            }
+        )
+    return rows
 
 
-def generation(model: Any, tokenizer: Any, items: Sequence[dict[str, Any]]) -> tuple[Any, Any, Any]:
-    """The loop, ours, and how their answers compare."""
+def generation(
+    model: Any, tokenizer: Any, items: Sequence[dict[str, Any]], ways: bool
+) -> tuple[dict[str, Callable[[], Any]], Any]:
+    """The loop, ours, what else transformers has; and how their answers compare."""
     prompts = [encode_prompt(tokenizer, item["prompt"]) for item in items]
     stop = sorted({end_of_turn(tokenizer), tokenizer.eos_token_id} - {None})
     model.generation_config.repetition_penalty = None  # what is compared is greedy
+    greedy = {"max_new_tokens": _NEW, "do_sample": False, "eos_token_id": stop, "pad_token_id": stop[0]}
+    alike = [{**item, "name": "all", "suite": "probe"} for item in items]  # one task, as a real one has many
+    groups = list(batches(tokenizer, alike, 8192))
+
+    def generated(group: Sequence[int], **options: Any) -> list[list[int]]:
+        """`model.generate` on these prompts, padded on the left."""
+        width = max(len(prompts[i]) for i in group)
+        ids = torch.full((len(group), width), stop[0])
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(group):
+            ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
+            mask[row, width - len(prompts[i]) :] = 1
+        with torch.inference_mode():
+            output = model.generate(ids, attention_mask=mask, **greedy, **options)
+        return [[t for t in row if t not in stop] for row in output[:, width:].tolist()]
 
     def loop() -> list[list[int]]:
-        answers = []
-        for prompt in prompts:
-            ids = torch.tensor([prompt])
-            with torch.inference_mode():
-                output = model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=_NEW,
-                    do_sample=False,
-                    eos_token_id=stop,
-                    pad_token_id=stop[0],
-                )
-            answers.append([t for t in output[0, len(prompt) :].tolist() if t not in stop])
-        return answers
+        return [generated([i])[0] for i in range(len(prompts))]
+
+    def in_groups(work: Callable[[Sequence[int]], list[list[int]]]) -> list[list[int]]:
+        answers: dict[int, list[int]] = {}
+        for group in groups:
+            answers.update(zip(group, work(group), strict=True))
+        return [answers[i] for i in range(len(items))]
 
     def ours() -> list[list[int]]:
-        answers: dict[int, list[int]] = {}
-        alike = [
-            {**item, "name": "all", "suite": "probe"} for item in items
-        ]  # one task, as a real one has many
-        for group in batches(tokenizer, alike, 8192):
-            found = generate(model, [prompts[i] for i in group], max_new_tokens=_NEW, stop=stop)
-            answers.update(zip(group, found, strict=True))
-        return [answers[i] for i in range(len(items))]
+        return in_groups(lambda g: generate(model, [prompts[i] for i in g], max_new_tokens=_NEW, stop=stop))
+
+    def continuous() -> list[list[int]]:
+        with torch.inference_mode():
+            found = model.generate_batch(prompts, generation_config=GenerationConfig(**greedy))
+        return [[t for t in answer.generated_tokens if t not in stop] for answer in found.values()]
+
+    arms: dict[str, Callable[[], Any]] = {"one by one": loop, "ours": ours}
+    if ways:
+        arms["generate in batches"] = lambda: in_groups(generated)
+        arms["… static cache"] = lambda: in_groups(lambda g: generated(g, cache_implementation="static"))
+        arms["continuous batching"] = continuous
 
     def equal(one: list[list[int]], other: list[list[int]]) -> tuple[int, str]:
         same = sum(a == b for a, b in zip(one, other, strict=True))
         return sum(map(len, other)), f"{same} of {len(one)} answers equal"
 
-    return loop, ours, equal
+    return arms, equal
 
 
-def ranking(model: Any, tokenizer: Any, items: Sequence[dict[str, Any]]) -> tuple[Any, Any, Any]:
+def ranking(
+    model: Any, tokenizer: Any, items: Sequence[dict[str, Any]]
+) -> tuple[dict[str, Callable[[], Any]], Any]:
     """The loop, ours, and how their log-likelihoods compare."""
     prompts = [encode_prompt(tokenizer, item["prompt"]) for item in items]
     choices = [[encode_completion(tokenizer, choice)[:-1] for choice in item["choices"]] for item in items]
@@ -168,7 +203,7 @@ def ranking(model: Any, tokenizer: Any, items: Sequence[dict[str, Any]]) -> tupl
         read = sum(len(p) + sum(map(len, c)) for p, c in zip(prompts, choices, strict=True))
         return read, f"{same} of {len(one)} first choices equal, {apart:.0e} nats apart at most"
 
-    return loop, ours, equal
+    return {"choice by choice": loop, "ours": ours}, equal
 
 
 if __name__ == "__main__":
