@@ -155,7 +155,10 @@ def _left(spec: Spec, folder: Path) -> bool:
 def _work(job: Job) -> None:
     """All stages that need a cluster."""
     if _left(job.spec, job.folder):
-        with cluster.connect(job.spec.cluster.address, workers=job.workers_asked) as resources:
+        with (
+            cluster.connect(job.spec.cluster.address, workers=job.workers_asked) as resources,
+            job.tracker.nodes_too(),
+        ):
             job.check_cluster()
             job.prepare(resources)
             job.plan(resources)

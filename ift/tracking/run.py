@@ -27,6 +27,7 @@ from typing import Any
 from ift import storage
 from ift.redaction import without_secrets
 from ift.tracking.client import NO_ANSWER, cut, reason, status_of
+from ift.tracking.nodes import OtherNodes
 from ift.tracking.outbox import Outbox
 from ift.tracking.sender import Sender
 from ift.tracking.system import SystemMetrics
@@ -104,6 +105,15 @@ class Tracker:
         """A child run that begins and ends with the block, and fails with it."""
         self._append("start", stage=name, params={}, tags={})
         with ending(lambda status: self._append("end", stage=name, status=status)):
+            yield
+
+    @contextmanager
+    def nodes_too(self) -> Iterator[None]:
+        """Within the block this process is connected to Ray, and the machines of all its nodes are sampled."""
+        if self._system is None:
+            yield
+            return
+        with OtherNodes() as nodes, self._system.beside(nodes.sample):
             yield
 
     def wake(self) -> None:

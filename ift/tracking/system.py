@@ -1,4 +1,4 @@
-"""How the driver's machine fares while a run goes on: CPU, memory, disk, network, GPUs.
+"""How the machines fare while a run goes on: CPU, memory, disk, network, GPUs.
 
 In:  the run's folder, and how often to look.
 Out: `system.jsonl`, a line a look, under the names that MLflow's page of system metrics knows.
@@ -15,8 +15,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,23 @@ class SystemMetrics:
 
     def __init__(self, folder: Path, every: float, wake: Callable[[], None]) -> None:
         self._path, self._every, self._wake = Path(folder) / SYSTEM, every, wake
-        self._over = threading.Event()
+        self._over, self._looking = threading.Event(), threading.Lock()
+        self._others: Callable[[], Mapping[str, float]] = dict
         self._thread = threading.Thread(target=self._watch, name="ift-system", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    @contextmanager
+    def beside(self, others: Callable[[], Mapping[str, float]]) -> Iterator[None]:
+        """Within the block a look is at what `others` tells as well; none is under way when it ends."""
+        with self._looking:
+            self._others = others
+        try:
+            yield
+        finally:
+            with self._looking:
+                self._others = dict
 
     def stop(self) -> None:
         """No line comes after this."""
@@ -42,19 +54,29 @@ class SystemMetrics:
         self._thread.join()
 
     def _watch(self) -> None:
-        network, gpus = psutil.net_io_counters(), _Gpus()
-        psutil.cpu_percent()  # which tells of the time since it was last asked
-        step = _lines(self._path)
+        machine, step = Machine(), _lines(self._path)
         while not self._over.wait(self._every):
-            line = {"step": step, "time": round(time.time(), 3), **sample(network), **gpus.sample()}
+            with self._looking:
+                line = {"step": step, "time": round(time.time(), 3), **machine.sample(), **self._others()}
             with suppress(OSError), self._path.open("ab") as file:  # a full disk is told of by others
                 file.write(json.dumps(line).encode() + b"\n")
                 step += 1
             self._wake()
 
 
-def sample(network: Any) -> dict[str, float]:
-    """The machine now: percentages, and megabytes of 10^6 bytes; the network's since its counters were `network`."""
+class Machine:
+    """This machine, from the first look on."""
+
+    def __init__(self) -> None:
+        self._network, self._gpus = psutil.net_io_counters(), _Gpus()
+        psutil.cpu_percent()  # which tells of the time since it was last asked
+
+    def sample(self) -> dict[str, float]:
+        """Percentages, and megabytes of 10^6 bytes; the network's since the first look."""
+        return {**_sample(self._network), **self._gpus.sample()}
+
+
+def _sample(network: Any) -> dict[str, float]:
     memory, disk, moved = psutil.virtual_memory(), psutil.disk_usage(os.sep), psutil.net_io_counters()
     return {
         "cpu_utilization_percentage": psutil.cpu_percent(),
