@@ -14,7 +14,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from ift.errors import IftError
 from ift.places import Place
 
 OBJECT_STORE = 2**30  # bytes, of a Ray that is started here
+GPU_WAIT_S = 600.0  # for the first one, where no spec says
 
 
 @dataclass(frozen=True)
@@ -100,16 +101,55 @@ def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
         raise IftError(
             f"no Ray cluster answers at {address}: {str(error).splitlines()[0][:200]}",
             wanted="the address of a running head, such as ray://head:10001 or auto",
-            hint="leave cluster.address out to run on this machine",
+            hint="leave cluster.address out to run on this machine; a head that runs refuses whoever has another token "
+            "(RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token)",
         ) from None
     _tighten_token()
     stopping.heed()
     try:
-        total = ray.cluster_resources()
-        yield Resources(int(total.get("CPU", 1)), int(total.get("GPU", 0)), len(ray.nodes()))
+        yield _resources()
     finally:
         _let_data_end()
         ray.shutdown()
+
+
+def _resources() -> Resources:
+    import ray
+
+    total = ray.cluster_resources()
+    return Resources(int(total.get("CPU", 1)), int(total.get("GPU", 0)), len(nodes_now()))
+
+
+def with_gpu(patience_s: float, tell: Callable[[str], None]) -> Resources:
+    """What the cluster offers once it has a GPU, if an autoscaler may add one; else what it offers.
+
+    Groups of GPU nodes begin at none, and what is meant for them would go to the head's few cores. Raises `IftError`
+    where none comes within `patience_s`; 0 takes what there is.
+    """
+    import ray
+
+    if not patience_s or ray.cluster_resources().get("GPU") or not grows():
+        return _resources()
+    tell("no node has a GPU yet: the autoscaler is asked for one")
+    # a task that waits for it, rather than a request to the autoscaler, which would outlive this process
+    asked = ray.remote(num_cpus=0, num_gpus=1)(_nothing).remote()
+    deadline = time.monotonic() + patience_s
+    while not ray.wait([asked], timeout=1)[0]:
+        if stopping.asked():
+            raise KeyboardInterrupt
+        if time.monotonic() > deadline:
+            ray.cancel(asked)
+            raise IftError(
+                f"no node of the cluster has a GPU, and none came within {patience_s / 60:g} minutes",
+                wanted="a group of nodes with GPUs, and room for one of them",
+                hint="`ray status` on the head says what the autoscaler lacks; cluster.gpu_wait_minutes=0 takes the "
+                "CPUs that are there",
+            )
+    return _resources()
+
+
+def _nothing() -> None:
+    pass
 
 
 def in_job() -> bool:

@@ -55,7 +55,8 @@ def evaluate(
         code.make_sure(allow_code=allow_code)
     predictions: dict[str, list[Manifest]] = {}
     seconds: dict[str, dict[str, float]] = {}
-    with cluster.connect(address, workers=None) as resources:
+    with cluster.connect(address, workers=None):
+        resources = cluster.with_gpu(cluster.GPU_WAIT_S, terminal.note)
         for role in reversed(named):  # the other one first: the collapse of answers is told by its own
             with terminal.stage("evaluate" if role == "model" else "against") as stage:
                 predictions[role], seconds[role] = _predict(
@@ -110,7 +111,8 @@ def transfer(
     last = base.of_run(str(folders[-1]))
     assert last is not None, f"{folders[-1]} is finished, and has no model"
     own, later = [], []
-    with cluster.connect(address, workers=None) as resources:
+    with cluster.connect(address, workers=None):
+        resources = cluster.with_gpu(cluster.GPU_WAIT_S, terminal.note)
         for number, folder in enumerate(folders):
             mine = [p for p in predictions_of(folder, "evaluate") if p["suite"] == "task"]
             own.append(_mean(mine))

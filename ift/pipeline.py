@@ -161,6 +161,7 @@ def _work(job: Job) -> None:
         ):
             job.check_cluster()
             job.prepare(resources)
+            resources = cluster.with_gpu(60 * job.spec.cluster.gpu_wait_minutes, job.terminal.note)
             job.plan(resources)
             job.baseline(resources)
             job.prompting(resources)

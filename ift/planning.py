@@ -277,7 +277,12 @@ def show(
     train = spec.train
     prepared = storage.read_json(folder / "prepare" / "manifest.json")
     sizes = sizes_of(prepared, spec.data.max_length, f" in {folder}")
-    machine = _asked_machine(spec, gpus, gpu_memory, nodes, host_memory, gpu, network)
+
+    def note(text: str) -> None:
+        if not as_json:
+            console.print(f"[dim]{escape(text)}[/]", highlight=False)
+
+    machine = _asked_machine(spec, gpus, gpu_memory, nodes, host_memory, gpu, network, note)
     if machine.gpu_bytes is None:
         attention.check(train.attention, train.liger)
     precision = train.precision
@@ -299,7 +304,7 @@ def show(
         checkpoints=train.epochs > 1 or bool(train.checkpoint_steps or train.checkpoint_minutes),
         revision=model.revision,
         sha256=model.sha256,
-        notify=lambda text: None if as_json else console.print(f"[dim]{escape(text)}[/]", highlight=False),
+        notify=note,
     )
     timing = None
     if probe and found.choice:
@@ -329,6 +334,7 @@ def _asked_machine(
     host_memory: float | None,
     gpu: str | None,
     network: float | None,
+    note: Callable[[str], None],
 ) -> Machine:
     batch, asked = spec.train.global_batch, spec.cluster.workers
     if any(value is not None for value in (gpus, gpu_memory, nodes, host_memory, gpu, network)):
@@ -344,6 +350,11 @@ def _asked_machine(
         )
     if spec.cluster.address:
         with cluster.connect(spec.cluster.address, workers=None) as resources:
+            if not resources.gpus and cluster.grows():
+                note(
+                    "no node of the cluster has a GPU now, and this plan is for CPUs; --gpus and --gpu-memory plan for "
+                    "those that its autoscaler would add"
+                )
             return cluster_machine(workers_of(asked, gpu=bool(resources.gpus)), batch)
     return this_machine(workers_of(asked, gpu=bool(_look()["gpus"])), batch)
 

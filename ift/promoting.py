@@ -213,7 +213,8 @@ def _ask(
         with terminal.stage("champion") as stage:
             stage.status(f"fetching version {champion.number}")
             registry.pull(champion, folder)
-            with cluster.connect(address, workers=None) as resources:
+            with cluster.connect(address, workers=None):
+                resources = cluster.with_gpu(cluster.GPU_WAIT_S, terminal.note)
                 found, _ = timed(
                     folder,
                     items,

@@ -421,6 +421,12 @@ class ClusterSpec(Strict):
     address: str | None = Field(
         None, description="a Ray cluster's address; a local Ray is started if not given"
     )
+    gpu_wait_minutes: float = Field(
+        10.0,
+        ge=0,
+        description="a number of 0 or more: how long to wait for the first GPU where an autoscaler may add one; 0 "
+        "takes the CPUs",
+    )
     storage: str | None = Field(
         None,
         description="a folder that all nodes see, or s3://bucket/prefix: where checkpoints go; the run's folder "

@@ -1,14 +1,25 @@
 """What is known of a cluster without one: room, growth, where a submitted job works."""
 
+import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tracking.servers import free_port
 
 from ift import cluster, stopping
 from ift.cluster import Node
 from ift.errors import IftError
 
+FAKE_HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # Ray's name for it
 CPU, GPU = Node("10.0.0.1", 8, 0), Node("10.0.0.2", 64, 4)
 
 
@@ -51,3 +62,102 @@ def test_a_submitted_job_does_not_work_in_rays_folder(
     assert cluster.workplace("s3://bucket/ift") == cluster.workplace(None) == Path.home() / "ift"
     monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "600")
     assert stopping.patience(os.environ) == 600
+
+
+@pytest.mark.slow
+def test_gpu_nodes_that_an_autoscaler_has_yet_to_start_are_waited_for(tmp_path: Path) -> None:
+    """With Ray's own autoscaler, which starts nodes as processes here and says of them that they have GPUs."""
+    with autoscaling(tmp_path, {"CPU": 1, "GPU": 2}) as ask:
+        assert ask(0) == ["Resources(cpus=2, gpus=0, nodes=1)"], "nobody waits"
+        told, found = ask(120)
+        assert told == "no node has a GPU yet: the autoscaler is asked for one"
+        assert found == "Resources(cpus=3, gpus=2, nodes=2)"
+
+
+@pytest.mark.slow
+def test_gpu_nodes_that_do_not_come_are_told_of(tmp_path: Path) -> None:
+    with autoscaling(tmp_path, {"CPU": 1}) as ask:
+        said = "\n".join(ask(3))
+    assert "no node of the cluster has a GPU, and none came within 0.05 minutes" in said
+    assert "cluster.gpu_wait_minutes=0" in said
+
+
+ASK = """
+import sys
+from ift import cluster
+from ift.errors import IftError
+
+with cluster.connect(sys.argv[1], workers=None):
+    try:
+        print(cluster.with_gpu(float(sys.argv[2]), print))
+    except IftError as error:
+        print(error)
+"""
+
+
+@contextmanager
+def autoscaling(folder: Path, worker: dict[str, int]) -> Iterator[Callable[[float], list[str]]]:
+    """A Ray whose autoscaler may add one such node, and what a process is told that waits so long for a GPU.
+
+    Ray's own `AutoscalingCluster` ends with `ray stop`, which takes every Ray on the machine with it.
+    """
+    port = free_port()
+    config = {
+        "cluster_name": "growing",
+        "max_workers": 1,
+        "idle_timeout_minutes": 5,
+        "provider": {
+            "type": "external",  # by its own name it wants a file that the wheel lacks
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "head_node_id": FAKE_HEAD,
+            "launch_multiple": True,
+            "gcs_address": f"127.0.0.1:{port}",
+        },
+        "available_node_types": {
+            "head": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
+            "worker": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": 1},
+        },
+        "head_node_type": "head",
+        "upscaling_speed": 1.0,
+        **{key: {} for key in ("auth", "docker", "file_mounts")},
+        **{key: [] for key in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
+        **{f"{key}_commands": [] for key in ("initialization", "setup", "head_setup", "worker_setup")},
+        **{f"{key}_start_ray_commands": [] for key in ("head", "worker")},
+    }
+    (folder / "autoscaling.json").write_text(json.dumps(config))
+    short = tempfile.mkdtemp(prefix="r")  # sockets below it, whose paths may have 107 bytes
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
+    command += [
+        "--num-cpus=2",
+        "--node-ip-address=127.0.0.1",
+        f"--temp-dir={short}",
+        "--include-dashboard=false",
+    ]
+    command += [f"--autoscaling-config={folder / 'autoscaling.json'}", f"--object-store-memory={80 * 2**20}"]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2}
+    settings = {
+        **token,
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD,
+    }
+    with (folder / "ray.log").open("w") as log:
+        head = subprocess.Popen(
+            command, env={**os.environ, **settings}, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        while "Ray runtime started" not in (folder / "ray.log").read_text():
+            assert head.poll() is None, (folder / "ray.log").read_text()
+            time.sleep(0.2)
+        yield lambda seconds: subprocess.run(
+            [sys.executable, "-c", ASK, f"127.0.0.1:{port}", str(seconds)],
+            env={**os.environ, **token},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=300,
+        ).stdout.splitlines()
+    finally:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+        shutil.rmtree(short, ignore_errors=True)
