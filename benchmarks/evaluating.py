@@ -152,8 +152,7 @@ def generation(
         return in_groups(lambda g: generate(model, [prompts[i] for i in g], max_new_tokens=_NEW, stop=stop))
 
     def continuous() -> list[list[int]]:
-        with torch.inference_mode():
-            found = model.generate_batch(prompts, generation_config=GenerationConfig(**greedy))
+        found = model.generate_batch(prompts, generation_config=GenerationConfig(**greedy))
         return [[t for t in answer.generated_tokens if t not in stop] for answer in found.values()]
 
     arms: dict[str, Callable[[], Any]] = {"one by one": loop, "ours": ours}

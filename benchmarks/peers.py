@@ -4,6 +4,7 @@ In:  rows as JSON lines (instruction, input, output), how many of them, a model'
 Out: one JSON line: rows, tokens, seconds by the clock, seconds of CPU.
 
     python peers.py trl rows.jsonl 20000 MODEL 1024
+    python peers.py datasets rows.jsonl 20000 MODEL 1024
     python peers.py tokenizer rows.jsonl 20000 MODEL 1024
 
 `prepare.py` runs it in the environment of requirements-trl.txt; ift is not needed in it.
@@ -89,6 +90,39 @@ def trl(rows: list[dict[str, str]], model: Path, max_length: int) -> dict[str, A
     return {"tokens": sum(packs), "packs": len(packs), **measured}
 
 
+def mapped(rows: list[dict[str, str]], model: Path, max_length: int) -> dict[str, Any]:
+    """`datasets.map` as the guides have it, with a process a core: chat template, tokens, labels; cut, not packed."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(model, model_max_length=sys.maxsize)
+
+    def encoded(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        asked = [
+            loaded.apply_chat_template(
+                [{"role": "user", "content": f"{instruction}\n\n{text}"}],
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+            for instruction, text in zip(batch["instruction"], batch["input"], strict=True)
+        ]
+        prompts = loaded(asked, add_special_tokens=False)["input_ids"]
+        answers = loaded([f"{text}<|im_end|>\n" for text in batch["output"]], add_special_tokens=False)[
+            "input_ids"
+        ]
+        ids = [(p + a)[:max_length] for p, a in zip(prompts, answers, strict=True)]
+        labels = [([-100] * len(p) + a)[:max_length] for p, a in zip(prompts, answers, strict=True)]
+        return {"input_ids": ids, "labels": labels}
+
+    found = Dataset.from_list(rows)
+    clock = Clock()
+    done = found.map(
+        encoded, batched=True, num_proc=len(os.sched_getaffinity(0)), remove_columns=found.column_names
+    )
+    measured = clock.read()
+    return {"tokens": sum(map(len, done["input_ids"])), **measured}
+
+
 def tokenizer(rows: list[dict[str, str]], model: Path, max_length: int) -> dict[str, Any]:
     """The tokenizer on the bare text of the rows: no chat template, no labels, no packs, nothing written."""
     from transformers import AutoTokenizer
@@ -103,6 +137,7 @@ def tokenizer(rows: list[dict[str, str]], model: Path, max_length: int) -> dict[
 
 _PEERS: dict[str, Callable[[list[dict[str, str]], Path, int], dict[str, Any]]] = {
     "trl": trl,
+    "datasets": mapped,
     "tokenizer": tokenizer,
 }
 

@@ -373,6 +373,7 @@ def table(result: dict[str, Any]) -> str:
     line("ift prepare", result["prepare"], result["machine"]["cores"])
     line("ift prepare, from its cache", result["again"], result["machine"]["cores"])
     line("TRL, one process", result["trl"], 1)
+    line("datasets.map, all cores", result["datasets"], result["machine"]["cores"])
     line("tokenizer alone, one core", result["tokenizer"], 1)
     for run in result["prepare"]:
         lines += [
@@ -392,6 +393,8 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"ift / TRL: {ratios['a_core']:.1f} times the rows a second a core, "
         f"{ratios['a_cpu_second']:.1f} times the rows a CPU second",
+        f"ift / datasets.map with as many processes: {ratios['datasets']:.1f} times the rows a second, "
+        f"{ratios['datasets_a_cpu_second']:.1f} times the rows a CPU second",
         f"ift / tokenizer alone: {ratios['tokenizer_a_cpu_second']:.0%} of its rows a CPU second",
     ]
     return "\n".join(lines)
@@ -410,6 +413,9 @@ def ratios(result: dict[str, Any]) -> dict[str, float]:
     return {
         "a_core": rate(result["prepare"], "seconds") / common.cores() / rate(result["trl"], "seconds"),
         "a_cpu_second": rate(result["prepare"], "cpu_seconds") / rate(result["trl"], "cpu_seconds"),
+        "datasets": rate(result["prepare"], "seconds") / rate(result["datasets"], "seconds"),
+        "datasets_a_cpu_second": rate(result["prepare"], "cpu_seconds")
+        / rate(result["datasets"], "cpu_seconds"),
         "tokenizer_a_cpu_second": rate(result["prepare"], "cpu_seconds")
         / rate(result["tokenizer"], "cpu_seconds"),
     }
@@ -446,10 +452,10 @@ def main() -> None:
     python, installing = peer_python(work)
     spec = write_spec(work, rows)
     result: dict[str, Any] = {"machine": machine(), "rows": asked.rows, "installing_trl_seconds": installing}
-    result |= {name: [] for name in ("prepare", "again", "trl", "tokenizer")}
+    result |= {name: [] for name in ("prepare", "again", "trl", "datasets", "tokenizer")}
 
     def peers() -> None:
-        for name in ("trl", "tokenizer"):
+        for name in ("trl", "datasets", "tokenizer"):
             result[name].append(peer(python, name, rows, min(asked.peer_rows, asked.rows), model, work))
             _say_rate(name, result[name][-1])
 

@@ -123,8 +123,12 @@ def prepare(found: Mapping[str, Any]) -> Iterator[Line]:
 
     cores = found["machine"]["cores"]
     for name, what in (("prepare", "from nothing"), ("again", "from its cache")):
-        for peer, words in (("trl", "TRL"), ("tokenizer", "the tokenizer alone")):
-            ours, other = rate(name, cores), rate(peer, 1)
+        for peer, words, on in (
+            ("trl", "TRL", 1),
+            ("datasets", "datasets.map", cores),
+            ("tokenizer", "the tokenizer alone", 1),
+        ):
+            ours, other = rate(name, cores), rate(peer, on)
             yield Line(
                 "prepare", f"{what}: times the rows", ours, "rows/s a core", words, other, ours / other
             )
@@ -220,11 +224,11 @@ BENCHMARKS: dict[str, Benchmark] = {
         "gpu/train.py",
         {
             "short": f"--models 135M --lengths dialogsum --length 1024 --batch 1 --steps 3 --warm 1 --rounds 1 "
-            f"--arms ours bare trl trl-padded --shares 0.1 1.0 --threads 2 {_TRL}",
-            "long": f"--models 135M --length 1024 --batch 4 --steps 5 --rounds 3 --arms ours bare trl trl-padded "
-            f"--threads 2 {_TRL}",
+            f"--arms ours bare trl trl-padded trainer --shares 0.1 1.0 --threads 2 {_TRL}",
+            "long": f"--models 135M --length 1024 --batch 4 --steps 5 --rounds 3 "
+            f"--arms ours bare trl trl-padded trainer --threads 2 {_TRL}",
             "try": f"--models tiny --lengths flan --length 128 --batch 2 --steps 2 --warm 1 --rounds 1 "
-            f"--arms ours trl --shares 0.1 --threads 1 --peak-size 128 {_TRL}",
+            f"--arms ours trl trainer --shares 0.1 --threads 1 --peak-size 128 {_TRL}",
         },
         {"short": 6, "long": 180, "try": 3},
         training,

@@ -1,4 +1,5 @@
-"""Full fine-tuning of Llama-shaped models on one GPU: ours beside TRL's best, and what supervised-only logits save.
+"""Full fine-tuning of Llama-shaped models on one GPU: ours beside TRL's best and transformers' Trainer with DeepSpeed,
+and what supervised-only logits save.
 
 In:  which models, which lengths of documents; the interpreter of TRL's environment where it has one of its own.
 Out: tables in Markdown, and the numbers behind them as JSON.
@@ -30,7 +31,7 @@ import common  # noqa: E402 - it lies a folder above
 import work  # noqa: E402
 
 _HOUSE = HERE.parents[1]
-ARMS = ("ours", "bare", "trl", "trl-padded")
+ARMS = ("ours", "bare", "trl", "trl-padded", "trainer")
 _PARTS = ("data", "forward", "backward", "optimizer", "communication")
 
 
@@ -64,15 +65,16 @@ def run(python: str, script: str, case: dict[str, Any], *, timeout: float) -> di
 
 
 def measured(arm: str, case: dict[str, Any], asked: argparse.Namespace) -> dict[str, Any]:
-    """One arm once. TRL gets the largest micro-batch that fits, without activation checkpointing where that does."""
+    """One arm once. Peers get the largest micro-batch that fits, without activation checkpointing where that does."""
     if arm in ("ours", "bare"):
         return run(sys.executable, "ours.py", {**case, "mode": "train", "arm": arm}, timeout=asked.timeout)
     result: dict[str, Any] = {"skipped": "nothing was tried"}
     sizes = [size for size in (16, 8, 4, 2, 1) if size <= case["batch"]]
     for again in (False, True):
         for size in sizes:
-            theirs = {**case, "packed": arm == "trl", "micro_batch": size, "again": again}
-            result = run(asked.trl_python, "theirs.py", theirs, timeout=asked.timeout)
+            peer, python = ("trainer", sys.executable) if arm == "trainer" else ("trl", asked.trl_python)
+            theirs = {**case, "peer": peer, "packed": arm == "trl", "micro_batch": size, "again": again}
+            result = run(python, "theirs.py", theirs, timeout=asked.timeout)
             if not result.get("out_of_memory"):
                 return result
     return {"skipped": "out of memory with a micro-batch of one and activation checkpointing"}
@@ -239,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--models", nargs="+", choices=list(work.SHAPES), default=["1B", "3B", "8B"])
     parser.add_argument("--lengths", nargs="+", choices=list(work.LENGTHS), default=list(work.LENGTHS))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["ours", "trl"])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["ours", "trl", "trainer"])
     parser.add_argument("--length", type=int, default=4096, help="tokens of a pack (%(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="packs a step (%(default)s)")
     parser.add_argument("--steps", type=int, default=12, help="that are counted (%(default)s)")

@@ -45,7 +45,8 @@ SAID: dict[str, tuple[Any, str]] = {
         "| evaluating | generation (2 of 2 answers equal): how many times faster | 1 s | one by one: 5 s | 5.00 |",
     ),
     "prepare": (
-        {"rows": 100, "machine": {"cores": 2}, "prepare": RUNS, "again": RUNS, "trl": RUNS, "tokenizer": RUNS},
+        {"rows": 100, "machine": {"cores": 2}, "prepare": RUNS, "again": RUNS, "trl": RUNS, "datasets": RUNS,
+         "tokenizer": RUNS},
         "| prepare | from nothing: times the rows | 5 rows/s a core | TRL: 10 rows/s a core | 0.50 |",
     ),
     "plan": (
