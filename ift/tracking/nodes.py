@@ -3,25 +3,27 @@
 In:  a Ray that this process is connected to.
 Out: their samples, under the address of each.
 
-    with OtherNodes() as nodes:
+    with OtherNodes(notify=print) as nodes:
         nodes.sample()      # {"10.0.0.2/gpu_0_utilization_percentage": 97.0, …}
 
 An actor that takes no CPU looks on each node; MLflow shows `system/10.0.0.2/…` beside the driver's own.
 """
 
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Any
 
 from ift.tracking import system
 
-_PATIENCE_S = 5.0  # a node that does not answer misses a look
+_PATIENCE_S = 5.0  # a node that has not answered by then is told of in a later look
 
 
 class OtherNodes:
     """Every node that is alive, but for the driver's; nodes may come and go. Used by one thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, notify: Callable[[str], None]) -> None:
+        self._notify, self._told = notify, False
         self._lookouts: dict[str, Any] = {}  # by the id of their node
+        self._pending: dict[str, Any] = {}  # what they have not answered yet
 
     def __enter__(self) -> "OtherNodes":
         return self
@@ -37,7 +39,10 @@ class OtherNodes:
         """What each of them answers within five seconds; a node that is being lost is left out."""
         try:
             return self._asked()
-        except Exception:  # noqa: BLE001  (a head that is being started again: a look is missed, the run goes on)
+        except Exception as error:  # noqa: BLE001  (a head that is being started again: a look is missed)
+            if not self._told:
+                self._notify(f"the machines of the other nodes could not be looked at: {error}")
+                self._told = True
             return {}
 
     def _asked(self) -> dict[str, float]:
@@ -48,21 +53,25 @@ class OtherNodes:
         nodes.pop(here, None)
         for gone in set(self._lookouts) - set(nodes):
             del self._lookouts[gone]
-        for node in set(nodes) - set(self._lookouts):
-            self._lookouts[node] = _lookout(node)
-        asked = {self._lookouts[node].sample.remote(): node for node in nodes}
-        answered, late = (
-            ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE_S) if asked else ([], [])
-        )
-        for answer in late:
-            ray.cancel(answer)
+            self._pending.pop(gone, None)
+        for node in nodes:
+            if node not in self._lookouts:
+                self._lookouts[node] = _lookout(node)
+            # one that was late is waited for: on a busy node an actor takes long to start
+            if node not in self._pending:
+                self._pending[node] = self._lookouts[node].sample.remote()
+        if not self._pending:
+            return {}
+        ray.wait(list(self._pending.values()), num_returns=len(self._pending), timeout=_PATIENCE_S)
         found: dict[str, float] = {}
-        for answer in answered:
-            with suppress(
-                ray.exceptions.RayError
-            ):  # its node, or the actor, is gone: the next look sees to it
-                sampled = ray.get(answer)
-                found |= {f"{nodes[asked[answer]]}/{key}": value for key, value in sampled.items()}
+        for node, answer in list(self._pending.items()):
+            if not ray.wait([answer], timeout=0)[0]:
+                continue
+            del self._pending[node]
+            try:
+                found |= {f"{nodes[node]}/{key}": value for key, value in ray.get(answer).items()}
+            except ray.exceptions.RayError:  # its node, or the actor, is gone: the next look has another
+                del self._lookouts[node]
         return found
 
 

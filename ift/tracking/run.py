@@ -113,7 +113,7 @@ class Tracker:
         if self._system is None:
             yield
             return
-        with OtherNodes() as nodes, self._system.beside(nodes.sample):
+        with OtherNodes(notify=self._notify) as nodes, self._system.beside(nodes.sample):
             yield
 
     def wake(self) -> None:

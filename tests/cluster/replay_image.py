@@ -311,10 +311,18 @@ def _pip_settings() -> tuple[dict[str, str], list[str]]:
 
 
 def mirror() -> str:
-    """The Debian mirror that this machine's apt asks."""
-    for file in [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]:
+    """The Debian mirror that this machine's apt asks; other people's packages lie beside it."""
+    kept = Path("/etc/apt")
+    files = [
+        kept / "sources.list",
+        *kept.glob("sources.list.d/*.list"),
+        *kept.glob("sources.list.d/*.sources"),
+    ]
+    for file in files:
         if file.is_file() and (
-            found := re.search(r"^(?:URIs: *|deb +)(https?://\S+)", file.read_text(), re.M)
+            found := re.search(
+                r"^(?:URIs: *|deb +(?:\[.*?\] *)?)(https?://\S+/debian)/?\s", file.read_text(), re.M
+            )
         ):
             return found[1]
     return "http://deb.debian.org/debian"

@@ -16,7 +16,8 @@ def test_nodes_that_come_and_go_are_told_of() -> None:
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": store})
     try:
         ray.init(address=made.address, log_to_driver=False)
-        with OtherNodes() as nodes:
+        told: list[str] = []
+        with OtherNodes(notify=told.append) as nodes:
             assert nodes.sample() == {}, "the driver's own node is looked at by the driver"
             second = made.add_node(num_cpus=0, object_store_memory=store)
             found = _sampled(nodes, wanted=1)
@@ -25,6 +26,7 @@ def test_nodes_that_come_and_go_are_told_of() -> None:
             made.remove_node(second)
             while nodes.sample():
                 time.sleep(0.2)
+        assert told == []
     finally:
         ray.shutdown()
         made.shutdown()
