@@ -270,7 +270,7 @@ class Terminal:
         train = summary["train"]
         worker = train.get("gpu_peak_memory_gib") or train["worker_peak_memory_gib"]
         self.say(
-            f"memory      {summary['peak_memory_gib']:.1f} GiB at most, all processes of the run on this machine; "
+            f"memory      {summary['peak_memory_gib']:.1f} GiB at most, in all processes that this command started; "
             f"{worker:.1f} in training's largest worker, {train['planned_memory_gib']:.1f} planned"
         )
         self.say(f"model       {summary['model_dir']}")

@@ -68,6 +68,8 @@ def run(spec: Spec, folder: Path, terminal: Terminal) -> Manifest:
         if spec.evaluate.shots:
             more["prompting"] = prompting_of(folder, {"tuned": jobs[chosen].folder})
         summary = jobs[chosen].register(folder, {**summaries[chosen], **more})
+        if chosen:
+            job.tell_of_other(folder, summary)
     terminal.summary(summary)
     return summary
 

@@ -793,6 +793,15 @@ class Job:
                 storage.write_json(into / "register" / "manifest.json", mlflow)
         return summary
 
+    def tell_of_other(self, folder: Path, summary: Manifest) -> None:
+        """On this run's page in MLflow, what came of another that was chosen in its place."""
+        from ift.tracking import card as cards
+
+        words = f"{summary['name']} was chosen in its place: this run forgot too much.\n\n"
+        self.tracker.log_tags({"mlflow.note.content": words + cards.describe(summary)})
+        for name in ("report.html", "summary.json"):
+            self.tracker.log_artifact(folder / name)
+
     def write_report(self, into: Path, summary: Manifest) -> None:
         """The run in pictures, in the folder `into`."""
         from ift import reporting

@@ -2,17 +2,14 @@
 
 import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import rays
 from tracking.servers import free_port
 
 from ift import cluster, stopping
@@ -125,39 +122,20 @@ def autoscaling(folder: Path, worker: dict[str, int]) -> Iterator[Callable[[floa
         **{f"{key}_start_ray_commands": [] for key in ("head", "worker")},
     }
     (folder / "autoscaling.json").write_text(json.dumps(config))
-    short = tempfile.mkdtemp(prefix="r")  # sockets below it, whose paths may have 107 bytes
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
-    command += [
-        "--num-cpus=2",
-        "--node-ip-address=127.0.0.1",
-        f"--temp-dir={short}",
-        "--include-dashboard=false",
-    ]
-    command += [f"--autoscaling-config={folder / 'autoscaling.json'}", f"--object-store-memory={80 * 2**20}"]
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2}
     settings = {
-        **token,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_FAKE_CLUSTER": "1",
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD,
     }
-    with (folder / "ray.log").open("w") as log:
-        head = subprocess.Popen(
-            command, env={**os.environ, **settings}, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        while "Ray runtime started" not in (folder / "ray.log").read_text():
-            assert head.poll() is None, (folder / "ray.log").read_text()
-            time.sleep(0.2)
+    options = ["--num-cpus=2", f"--object-store-memory={80 * 2**20}", "--include-dashboard=false"]
+    options += [f"--autoscaling-config={folder / 'autoscaling.json'}"]
+    with rays.head(folder, port, *options, **settings, **token) as address:
         yield lambda seconds: subprocess.run(
-            [sys.executable, "-c", ASK, f"127.0.0.1:{port}", str(seconds)],
+            [sys.executable, "-c", ASK, address, str(seconds)],
             env={**os.environ, **token},
             stdout=subprocess.PIPE,
             text=True,
             check=True,
             timeout=300,
         ).stdout.splitlines()
-    finally:
-        os.killpg(head.pid, signal.SIGKILL)
-        head.wait()
-        shutil.rmtree(short, ignore_errors=True)

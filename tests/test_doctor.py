@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rays
 from rich.console import Console
 from tracking.servers import MlflowServer, Proxy, free_port, s3
 
@@ -509,21 +510,19 @@ def test_a_container_that_knows_its_cluster_looks_at_itself(
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_cluster_of_two_nodes_with_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_of_two_nodes_with_a_token(tmp_path: Path) -> None:
     """As a job and as a driver; with the wrong token; and its nodes see what is planted on them."""
-    from ray.cluster_utils import Cluster
-
-    token, port = "0123456789abcdef" * 2, free_port()
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
-    monkeypatch.setenv("IFT_CACHE", str(tmp_path))
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    token, port, dashboard_port = "0123456789abcdef" * 2, free_port(), free_port()
+    settings = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "IFT_CACHE": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
     (tmp_path / "torch_extensions").mkdir()
     (tmp_path / "torch_extensions" / "lock").touch()
-    store = 200 * 2**20
-    head = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": port, "object_store_memory": store}
-    made = Cluster(initialize_head=True, head_node_args=head)
+    options = ["--num-cpus=2", f"--object-store-memory={200 * 2**20}"]
 
     def doctor(address: str, token: str) -> dict[str, dict[str, Any]]:
         done = subprocess.run(
@@ -531,16 +530,19 @@ def test_a_cluster_of_two_nodes_with_a_token(tmp_path: Path, monkeypatch: pytest
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "RAY_AUTH_TOKEN": token},
+            env={**os.environ, **settings, "RAY_AUTH_TOKEN": token},
         )
         assert done.returncode == 1, done.stderr
         return {
             check["name"]: check for check in json.loads(done.stdout)["checks"] if check["place"] == address
         }
 
-    try:
-        made.add_node(num_cpus=2, object_store_memory=store)
-        for address in (f"http://127.0.0.1:{port}", made.address):
+    with (
+        rays.head(tmp_path, port, *options, f"--dashboard-port={dashboard_port}", **settings) as ray_address,
+        rays.started(tmp_path / "second.log", f"--address={ray_address}", *options, **settings),
+    ):
+        dashboard_address = f"http://127.0.0.1:{dashboard_port}"
+        for address in (dashboard_address, ray_address):
             found = doctor(address, token)
             failing = {name for name, check in found.items() if check["verdict"] == "fail"}
             assert failing == {"build locks"}, found
@@ -549,12 +551,10 @@ def test_a_cluster_of_two_nodes_with_a_token(tmp_path: Path, monkeypatch: pytest
             assert found["versions"]["found"].endswith("the same on all 2 nodes")
             assert "gloo, one rank on each of 2 nodes" in found["all-reduce"]["found"]
         for address, name, words in (
-            (f"http://127.0.0.1:{port}", "cluster", "does not take the token from RAY_AUTH_TOKEN"),
-            (made.address, "token", "ours is missing or wrong"),
+            (dashboard_address, "cluster", "does not take the token from RAY_AUTH_TOKEN"),
+            (ray_address, "token", "ours is missing or wrong"),
         ):
             wrong = doctor(address, "f" * 32)
             assert wrong[name]["verdict"] == "fail"
             assert words in wrong[name]["found"]
             assert "nodes" not in wrong
-    finally:
-        made.shutdown()

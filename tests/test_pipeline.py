@@ -18,6 +18,7 @@ import pytest
 from conftest import write_spec
 
 from ift import storage
+from ift.tracking.client import mlflow_client
 
 pytestmark = pytest.mark.slow
 IFT = [sys.executable, "-m", "ift.cli"]
@@ -295,6 +296,13 @@ def test_a_run_that_forgets_too_much_is_followed_by_one_with_lora(tmp_path: Path
     assert (second["method"], second["breach"], second["chosen"]) == ("lora", False, True)
     assert both.summary["mlflow"]["alias"] == "candidate"
     assert Path(both.summary["model_dir"]) == both.folder / "second" / "model"
+    client = mlflow_client(f"sqlite:///{tmp_path}/mlflow.db", 5)
+    experiment = client.get_experiment_by_name("forgetful")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    page = runs["forgetful"]
+    assert page.data.tags["mlflow.note.content"].startswith("forgetful-lora was chosen in its place")
+    assert "report.html" in {file.path for file in client.list_artifacts(page.info.run_id)}
 
 
 def test_a_finished_run_is_left_alone(finished: Finished) -> None:

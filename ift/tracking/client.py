@@ -88,6 +88,10 @@ def _set(values: Mapping[str, str]) -> None:
             os.environ[name] = value
 
 
+# MLflow's pages of an experiment are those of training, and not those of prompts and traces
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+
+
 def ensure_experiment(client: "MlflowClient", uri: str, name: str, folder: Path) -> str:
     """The id of the experiment; created where missing, a database's with artefacts beside it or in `folder`."""
     from mlflow.exceptions import MlflowException
@@ -102,7 +106,7 @@ def ensure_experiment(client: "MlflowClient", uri: str, name: str, folder: Path)
         )
         location = (root / "mlartifacts" / (re.sub(r"[^\w.-]+", "_", name).strip(".") or "_")).as_uri()
     try:
-        return str(client.create_experiment(name, artifact_location=location))
+        return str(client.create_experiment(name, artifact_location=location, tags=_KIND))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

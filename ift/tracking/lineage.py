@@ -81,8 +81,14 @@ def provenance(folder: Path) -> dict[str, str]:
     """Tags that MLflow's pages know: who ran what, and the commit of the code; of who submitted it, in a job."""
     program = Path(sys.argv[0])
     command = " ".join(["ift" if program.stem in ("ift", "__main__", "cli") else program.name, *sys.argv[1:]])
+    # MLflow's pages show what is behind the last slash
+    short = " ".join(Path(word).name for word in command.split()[:3])
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # set by Ray for what `ray job submit` starts
-    tags = {"mlflow.source.name": command, "mlflow.source.type": "JOB" if submitted else "LOCAL"}
+    tags = {
+        "ift.command": command,
+        "mlflow.source.name": short,
+        "mlflow.source.type": "JOB" if submitted else "LOCAL",
+    }
     with suppress(KeyError, OSError):  # a container's user may have no name
         tags["mlflow.user"] = getpass.getuser()
     return {**tags, **(json.loads(os.environ.get(CODE, "{}")) or code(folder))}

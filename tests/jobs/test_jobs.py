@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from tiny_t5 import make_t5
+from tracking.servers import free_port
 
 from ift import planning, storage
 from ift import spec as specs
@@ -232,7 +233,7 @@ def ray_address() -> Iterator[str]:
     """One Ray for all of them."""
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 6, "include_dashboard": True, "object_store_memory": 300 * 2**20}
+    head = {"num_cpus": 6, "dashboard_port": free_port(), "object_store_memory": 300 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster.address
     cluster.shutdown()
