@@ -70,7 +70,7 @@ def make_tokenizer(folder: Path, *, chat: bool = True) -> None:
     fast.save_pretrained(folder)
 
 
-def make_model(folder: Path, *, seed: int = 0, chat: bool = True) -> Path:
+def make_model(folder: Path, *, seed: int = 0, chat: bool = True, context: int = 512) -> Path:
     """A random two-layer Llama with its tokenizer in `folder`: about 30,000 parameters."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -86,7 +86,7 @@ def make_model(folder: Path, *, seed: int = 0, chat: bool = True) -> Path:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=512,
+            max_position_embeddings=context,
             tie_word_embeddings=True,
             initializer_range=0.2,  # wide, so that attention is far from uniform and a leak would show
             bos_token_id=tokenizer.bos_token_id,

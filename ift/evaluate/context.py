@@ -55,12 +55,12 @@ def _fitting(tokenizer: Tokenizer, item: Mapping[str, Any], context: int, encode
 
 def _least(item: Mapping[str, Any]) -> int:
     """Characters of the answer, or the tokens that it may have."""
-    return max([item["max_new_tokens"] or 0, len(item["reference"] or ""), sum(map(len, item["choices"]))])
+    return max([item["max_new_tokens"] or 0, len(item["reference"] or ""), *map(len, item["choices"])])
 
 
 def _answer(tokenizer: Tokenizer, item: Mapping[str, Any]) -> int:
-    """Tokens that the answer takes at most; choices stand side by side behind their prompt."""
+    """Positions that the answer takes at most: each choice begins where the prompt ends (score.py)."""
     if item["kind"] == "generation":
         return int(item["max_new_tokens"])
     texts = [item["reference"]] if item["kind"] == "reference" else item["choices"]
-    return sum(len(encode_completion(tokenizer, text)) for text in texts)
+    return max(len(encode_completion(tokenizer, text)) for text in texts)

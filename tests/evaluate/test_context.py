@@ -33,11 +33,15 @@ def test_a_model_without_an_end_takes_anything(tiny_tokenizer: Any) -> None:
     assert fitting(tiny_tokenizer, [long], context=None, encoder_decoder=True) == [long]
 
 
-def test_choices_take_room_side_by_side(tiny_tokenizer: Any) -> None:
-    asked = item("good " * 30, kind="multiple_choice", choices=["the film was good"] * 3, max_new_tokens=None)
-    [few] = fitting(tiny_tokenizer, [asked], context=60, encoder_decoder=False)
-    [alone] = fitting(tiny_tokenizer, [{**asked, "choices": ["good"]}], context=60, encoder_decoder=False)
-    assert len(few["prompt"]) < len(alone["prompt"])
+def test_each_choice_takes_the_room_behind_the_prompt(tiny_tokenizer: Any) -> None:
+    """As many as there are: none sees another. A longer one takes more."""
+    asked = item("good " * 30, kind="multiple_choice", choices=["the film was good"], max_new_tokens=None)
+
+    def left(*choices: str) -> int:
+        [found] = fitting(tiny_tokenizer, [{**asked, "choices": choices}], context=44, encoder_decoder=False)
+        return len(found["prompt"])
+
+    assert left("the film was good") == left(*["the film was good"] * 99) < left("good")
 
 
 def test_an_answer_that_leaves_no_room_is_refused(tiny_tokenizer: Any) -> None:

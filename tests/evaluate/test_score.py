@@ -46,6 +46,17 @@ def test_equals_each_continuation_alone(model: Any, trees: list[Tree]) -> None:
     assert_close(score(model, trees), [naive(model, tree) for tree in trees])
 
 
+def test_choices_may_be_longer_together_than_the_context() -> None:
+    """A model with a table of 16 positions would fail at the seventeenth."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    shape = {"n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=201, **shape)).eval()
+    tree = Tree(list(range(8)), [list(range(start, start + 8)) for start in range(40)])
+    assert_close(score(model, [tree]), [naive(model, tree)])
+
+
 @few
 @given(trees=BATCHES, beginning=TOKENS)
 def test_what_prompts_begin_with_is_computed_once(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import make_model
 from tiny_t5 import make_t5
 from tracking.servers import free_port
 
@@ -229,6 +230,12 @@ def test_a_job_reads_its_rows(
 
 
 @pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny, with room for the longest answers that a task of the library asks for."""
+    return make_model(tmp_path_factory.mktemp("small-model"), context=4096)
+
+
+@pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
     """One Ray for all of them."""
     from ray.cluster_utils import Cluster
@@ -243,13 +250,13 @@ def ray_address() -> Iterator[str]:
 @pytest.mark.long
 @every_job
 def test_a_job_runs_on_a_tiny_model(
-    path: Path, tmp_path: Path, tiny_model: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch
+    path: Path, tmp_path: Path, small_model: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ift import pipeline
     from ift.console import own_terminal
 
     monkeypatch.setenv("IFT_CACHE", str(tmp_path / "cache"))
-    spec = made_small(path, tmp_path, tiny_model, cluster={"workers": 2, "address": ray_address})
+    spec = made_small(path, tmp_path, small_model, cluster={"workers": 2, "address": ray_address})
     with own_terminal(tmp_path / "run" / "run.log") as terminal:
         summary = pipeline.run(spec, tmp_path / "run", terminal)
     assert summary["status"] == "finished"
