@@ -1,13 +1,16 @@
 """The team's MLflow, as `cluster/mlflow/serve` starts it: PostgreSQL, S3, passwords, host names, secrets in files."""
 
 import base64
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -96,6 +99,61 @@ def test_nobody_gets_in_without_a_password_or_by_another_name(server: int) -> No
     assert status(server, user="admin", password="wrong") == 401
     assert status(server, user="admin", password=PASSWORD) == 200
     assert status(server, user="admin", password=PASSWORD, host="evil.example.com") == 403
+
+
+ROUTES = """
+import json
+from mlflow.server import app
+from mlflow.server.auth import routes as auth
+from mlflow.server.fastapi_app import create_fastapi_app
+
+found = {(method, rule.rule) for rule in app.url_map.iter_rules() for method in rule.methods}
+found |= {("GET", path) for path in vars(auth).values() if isinstance(path, str) and path.startswith("/")}
+for path, methods in create_fastapi_app().openapi()["paths"].items():
+    found |= {(method.upper(), path) for method in methods}
+print(json.dumps(sorted(found)))
+"""
+# that it lives, its version, the kind of its store; scripts and pictures of its pages
+OPEN = {
+    "/health",
+    "/version",
+    "/api/3.0/mlflow/server-info",
+    "/ajax-api/3.0/mlflow/server-info",
+    "/static-files/<path:path>",
+}
+
+
+@pytest.mark.slow
+def test_every_route_is_closed_to_who_has_no_password(server: int, tmp_path: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", ROUTES],
+        env=environment({"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/x.db"}),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    routes = {
+        (method, re.sub(r"<[^>]*>|\{[^}]*\}", "x", path))
+        for method, path in json.loads(told.splitlines()[-1])
+        if method in ("GET", "POST", "PUT", "PATCH", "DELETE") and path not in OPEN
+    }
+    assert len(routes) > 300
+
+    def answer(route: tuple[str, str]) -> int:
+        method, path = route
+        body = None if method == "GET" else b"{}"
+        headers = {"Host": "mlflow.example.com", "Content-Type": "application/json"}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{server}{path}", data=body, headers=headers, method=method
+        )
+        try:
+            return int(urllib.request.urlopen(request, timeout=60).status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    with ThreadPoolExecutor(4) as threads:
+        answers = dict(zip(sorted(routes), threads.map(answer, sorted(routes)), strict=True))
+    assert {route: code for route, code in answers.items() if code not in (401, 403)} == {}
 
 
 @pytest.mark.long
