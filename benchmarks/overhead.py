@@ -251,7 +251,8 @@ def bare(folder: Path, steps: int) -> dict[str, Any]:
     )
     engine = DeepSpeedEngine(job, 1, torch.device("cpu"))
     attention.use(engine.module, "packed")
-    packs = stream.read(range(batch * steps))
+    there = (storage.read_json(folder / "prepare" / "manifest.json") or {})["packs"]
+    packs = stream.read(range(min(batch * steps, there)))  # the last step may have fewer
     batches = (
         [collate(packs[i : i + micro], "cpu") for i in range(start, start + batch, micro)]
         for start in range(0, len(packs), batch)
