@@ -92,7 +92,7 @@ def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
             _start(
                 address="local",  # without it Ray would join whatever `ray start` has left on this machine
                 num_cpus=max(os.cpu_count() or 1, workers or 2) + 2,
-                include_dashboard=True,
+                include_dashboard=False,  # idle it takes a tenth of two cores, and the run says what it does
                 log_to_driver=False,
                 object_store_memory=OBJECT_STORE,
                 runtime_env=runtime_env,
