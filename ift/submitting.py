@@ -81,7 +81,7 @@ def submit(
         stopping.PATIENCE: str(STOP_S),
         "IFT_LINE_EVERY_S": str(_LINE_EVERY_S),
         "COLUMNS": width,
-        **({lineage.CODE: json.dumps(code_tags)} if (code_tags := lineage.code(Path.cwd())) else {}),
+        lineage.CODE: json.dumps(lineage.code(Path.cwd())),
         **(env or {}),
     }
     words = [head.python(), "-m", "ift.cli", "run", sent.spec, *(["--output", output] if output else [])]

@@ -16,7 +16,6 @@ from ift import cluster, stopping
 from ift.cluster import Node
 from ift.errors import IftError
 
-FAKE_HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # Ray's name for it
 CPU, GPU = Node("10.0.0.1", 8, 0), Node("10.0.0.2", 64, 4)
 
 
@@ -106,15 +105,13 @@ def autoscaling(folder: Path, worker: dict[str, int]) -> Iterator[Callable[[floa
         "provider": {
             "type": "external",  # by its own name it wants a file that the wheel lacks
             "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
-            "head_node_id": FAKE_HEAD,
-            "launch_multiple": True,
             "gcs_address": f"127.0.0.1:{port}",
         },
         "available_node_types": {
-            "head": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
+            "ray.head.default": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
             "worker": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": 1},
         },
-        "head_node_type": "head",
+        "head_node_type": "ray.head.default",  # by another name it would start a second
         "upscaling_speed": 1.0,
         **{key: {} for key in ("auth", "docker", "file_mounts")},
         **{key: [] for key in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
@@ -126,7 +123,6 @@ def autoscaling(folder: Path, worker: dict[str, int]) -> Iterator[Callable[[floa
     settings = {
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_FAKE_CLUSTER": "1",
-        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD,
     }
     options = ["--num-cpus=2", f"--object-store-memory={80 * 2**20}", "--include-dashboard=false"]
     options += [f"--autoscaling-config={folder / 'autoscaling.json'}"]

@@ -202,15 +202,10 @@ def main(text: str) -> None:
         print(json.dumps({"skipped": f"{needed} is not installed in {sys.prefix}"}))
         return
     os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ.setdefault("DS_ACCELERATOR", DEVICE)
-    for name, value in (
-        ("RANK", "0"),
-        ("LOCAL_RANK", "0"),
-        ("WORLD_SIZE", "1"),
-        ("MASTER_ADDR", "127.0.0.1"),
-    ):
-        os.environ.setdefault(name, value)  # DeepSpeed's launcher would
-    os.environ.setdefault("MASTER_PORT", str(free_port()))
+    if case["peer"] == "trainer":  # as DeepSpeed's launcher would; TRL is started as one starts it alone
+        ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        os.environ.update({"DS_ACCELERATOR": DEVICE, **ranks, **place})
     try:
         result = train(case)
     except Exception as error:

@@ -79,8 +79,8 @@ def _runtime_env() -> dict[str, Any]:
 
 def _joined(address: str, storage: str | None) -> Iterator[Check]:
     """As a driver of our own, where Ray's own address was given."""
-    if address != "auto" and not _listens(address):
-        yield Check("cluster", "fail", f"nothing answers at {address}", _DASHBOARD)
+    if address != "auto" and (why := _silence(address)):
+        yield Check("cluster", "fail", f"nothing answers at {address}: {why}", _DASHBOARD)
         return
     import ray
 
@@ -98,14 +98,14 @@ def _joined(address: str, storage: str | None) -> Iterator[Check]:
         ray.shutdown()
 
 
-def _listens(address: str) -> bool:
-    """Whether anything does; Ray itself would try for half a minute."""
+def _silence(address: str) -> str | None:
+    """Why nothing answers there, or None; Ray itself would try for half a minute."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
         socket.create_connection((parts.hostname or "", parts.port or 0), _PATIENCE).close()
-    except (OSError, ValueError):
-        return False
-    return True
+    except (OSError, ValueError) as error:
+        return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
+    return None
 
 
 def _join(address: str) -> Any:

@@ -19,16 +19,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ift import storage
+from ift import cluster, storage
 from ift.redaction import without_secrets
 from ift.tasks.task import Task
 
 _DIGEST, _TAG = 32, 500  # characters; MLflow takes 36 and 500
 _FILES = 50  # that a data set's profile names
 CONTEXT = "mlflow.data.context"
-CODE = (
-    "IFT_CODE"  # the tags of `code` where a job was submitted: what is sent to a cluster has no git beside it
-)
+# the variable with the tags of `code` where a job was submitted: what is sent to a cluster has no git beside it
+CODE = "IFT_CODE"
 
 
 def datasets(
@@ -80,14 +79,12 @@ def all_templates_digest(tasks: Mapping[str, Task]) -> str:
 def provenance(folder: Path) -> dict[str, str]:
     """Tags that MLflow's pages know: who ran what, and the commit of the code; of who submitted it, in a job."""
     program = Path(sys.argv[0])
-    command = " ".join(["ift" if program.stem in ("ift", "__main__", "cli") else program.name, *sys.argv[1:]])
-    # MLflow's pages show what is behind the last slash
-    short = " ".join(Path(word).name for word in command.split()[:3])
-    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # set by Ray for what `ray job submit` starts
+    words = ["ift" if program.stem in ("ift", "__main__", "cli") else program.name, *sys.argv[1:]]
     tags = {
-        "ift.command": command,
-        "mlflow.source.name": short,
-        "mlflow.source.type": "JOB" if submitted else "LOCAL",
+        "ift.command": " ".join(words),
+        # MLflow's pages show what is behind the last slash
+        "mlflow.source.name": " ".join(Path(word).name for word in words[:3]),
+        "mlflow.source.type": "JOB" if cluster.in_job() else "LOCAL",
     }
     with suppress(KeyError, OSError):  # a container's user may have no name
         tags["mlflow.user"] = getpass.getuser()

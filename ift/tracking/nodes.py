@@ -62,11 +62,11 @@ class OtherNodes:
                 self._pending[node] = self._lookouts[node].sample.remote()
         if not self._pending:
             return {}
-        ray.wait(list(self._pending.values()), num_returns=len(self._pending), timeout=_PATIENCE_S)
+        asked = {answer: node for node, answer in self._pending.items()}
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE_S)
         found: dict[str, float] = {}
-        for node, answer in list(self._pending.items()):
-            if not ray.wait([answer], timeout=0)[0]:
-                continue
+        for answer in answered:
+            node = asked[answer]
             del self._pending[node]
             try:
                 found |= {f"{nodes[node]}/{key}": value for key, value in ray.get(answer).items()}
@@ -75,19 +75,9 @@ class OtherNodes:
         return found
 
 
-class _Lookout:
-    """On a node."""
-
-    def __init__(self) -> None:
-        self._machine = system.Machine()
-
-    def sample(self) -> dict[str, float]:
-        return self._machine.sample()
-
-
 def _lookout(node: str) -> Any:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(num_cpus=0, max_restarts=0)(_Lookout).options(scheduling_strategy=there).remote()
+    return ray.remote(num_cpus=0, max_restarts=0)(system.Machine).options(scheduling_strategy=there).remote()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tracking.servers import free_port
 
 from ift.data import registered, sources
 from ift.errors import IftError
@@ -88,11 +89,6 @@ def web() -> Iterator[ThreadingHTTPServer]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def clean() -> dict[str, str]:

@@ -12,6 +12,7 @@ Out: context managers that end what they started; each gives an address.
 """
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -29,13 +30,19 @@ from typing import Any
 import pytest
 
 BUCKET = "mlflow"
+_ANY = random.SystemRandom()  # Hypothesis seeds the other one, alike in all processes
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    """A loopback port that nobody listens on.
+
+    Below 32768, where the kernel's own begin: those it gives to whoever asks for any, while a test has its server down.
+    """
+    while True:
+        with socket.socket() as free, suppress(OSError):
+            port = _ANY.randrange(20_000, 32_000)
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def until(condition: Callable[[], Any], seconds: float = 60) -> None:

@@ -1,9 +1,8 @@
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import mlflow_server, postgresql
+from servers import free_port, mlflow_server, postgresql
 
 from ift.errors import IftError
 from ift.tracking.card import DESCRIPTION_LENGTH, describe, front_matter
@@ -112,9 +111,7 @@ def test_what_cannot_be_registered_says_why(tmp_path, uri, model):
     fails("registered as 'a/b'.*name", name="a/b")
     fails("alias", alias="latest")
     fails("not found|No Run", run="0" * 32)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        closed = f"http://me:hunter2@127.0.0.1:{free.getsockname()[1]}"
+    closed = f"http://me:hunter2@127.0.0.1:{free_port()}"
     with pytest.raises(IftError, match="connection refused") as caught:
         register(run_id, model, "reviews", uri=closed, description="", tags={})
     assert "hunter2" not in str(caught.value)

@@ -1,7 +1,6 @@
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import socket
@@ -367,8 +366,7 @@ def test_a_database_that_is_not_there_is_told_at_once(run_dir):
     tracked = tracker(run_dir, f"postgresql://me:hunter2@127.0.0.1:{free_port()}/mlflow", notices)
     tracked.start({}, {})
     until(lambda: notices, 5)
-    # cut where another process on this machine has the port for a moment
-    assert re.search(r"does not answer \((connection refused|the connection was cut)\)", notices[0])
+    assert "does not answer (connection refused)" in notices[0]
     assert not tracked.close(timeout=0.1)
 
 
@@ -412,8 +410,7 @@ def test_a_server_that_is_down_at_first_and_later_hangs(run_dir, server):
     until(lambda: notices)
     server.start()
     until(lambda: len(notices) == 2)
-    # cut where another process on this machine has the port for a moment
-    assert re.search(r"does not answer \((connection refused|the connection was cut)\)", notices[0])
+    assert "does not answer (connection refused)" in notices[0]
     assert "is back" in notices[1]
     assert history(server.uri, tracked.run_id) == trained(0, 400)
 
