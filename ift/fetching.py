@@ -31,6 +31,7 @@ def fetch(
     uri: str,
     revision: str | None = None,
     sha256: str | None = None,
+    trust_remote_code: bool = False,
     progress: base.Progress | None = None,
     notify: Callable[[str], None] = lambda _: None,
 ) -> Path:
@@ -39,12 +40,15 @@ def fetch(
     Raises `IftError` where there is no such model, or it cannot be reached.
     """
     if source.startswith(REGISTERED):
-        return _registered(source, uri, notify)
-    return base.of_run(source) or base.resolve(
+        return base.checked(_registered(source, uri, notify))
+    if made := base.of_run(source):
+        return base.checked(made)
+    return base.resolve(
         source,
         cache=storage.cache_dir(),
         revision=revision,
         sha256=sha256,
+        trust_remote_code=trust_remote_code,
         progress=progress,
         notify=notify,
     )
@@ -63,6 +67,7 @@ def fetch_model(
         uri=uri,
         revision=model.revision,
         sha256=model.sha256,
+        trust_remote_code=model.trust_remote_code,
         progress=progress,
         notify=notify,
     )

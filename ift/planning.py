@@ -24,7 +24,7 @@ from ift import cluster, fetching, storage
 from ift.console import printable
 from ift.errors import IftError, nearest
 from ift.models import plan as plans
-from ift.models import speed
+from ift.models import remote_code, speed
 from ift.models.adapters import Adapter
 from ift.models.plan import GIB, Asked, Choice, Considered, Machine, Plan, times
 from ift.spec import Spec
@@ -62,13 +62,19 @@ def decide(
     checkpoints: bool = True,
     revision: str | None = None,
     sha256: str | None = None,
+    trust_remote_code: bool = False,
     notify: Callable[[str], None] = lambda _: None,
 ) -> tuple[Plan, str]:
     """The plan for the model at `source`, and where its shape is from; its choice is None where nothing fits."""
     from ift.models import shape as shapes
 
     config, words = shapes.config_of(
-        source, cache=storage.cache_dir(), revision=revision, sha256=sha256, notify=notify
+        source,
+        cache=storage.cache_dir(),
+        revision=revision,
+        sha256=sha256,
+        trust_remote_code=trust_remote_code,
+        notify=notify,
     )
     shape = shapes.shape_of(config, _short(source))
     if attention == "auto":
@@ -304,6 +310,7 @@ def show(
         checkpoints=train.epochs > 1 or bool(train.checkpoint_steps or train.checkpoint_minutes),
         revision=model.revision,
         sha256=model.sha256,
+        trust_remote_code=model.trust_remote_code,
         notify=note,
     )
     timing = None
@@ -555,7 +562,11 @@ def probe_step(model: Any, found: Plan, adapter: Adapter, *, packs: int | None) 
             hint="plan without --probe",
         )
     config, _ = shapes.config_of(
-        model.source, cache=storage.cache_dir(), revision=model.revision, sha256=model.sha256
+        model.source,
+        cache=storage.cache_dir(),
+        revision=model.revision,
+        sha256=model.sha256,
+        trust_remote_code=model.trust_remote_code,
     )
     full = config.get_text_config().num_hidden_layers
     few, more = (1, 3) if full >= 3 else (1, max(2, full))
@@ -594,7 +605,7 @@ def _timed(config: Any, found: Plan, adapter: Adapter, repeats: int = 3) -> floa
     dtype = torch.bfloat16 if found.precision == "bf16" and device.type == "cuda" else torch.float32
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with device:
-        model = kind.from_config(config, dtype=dtype)
+        model = kind.from_config(config, dtype=dtype, **remote_code.of_config(config))
     if choice.activation_checkpointing:
         model.activation_checkpointing_enable()
     if choice.method == "lora":

