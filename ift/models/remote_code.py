@@ -14,6 +14,7 @@ environment variable `IFT_TRUSTED_CODE`, which Ray gives to the workers of a run
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from ift import storage
 from ift.errors import IftError
 
 TRUSTED = "IFT_TRUSTED_CODE"  # digests with commas between them
-_ELSEWHERE = (
-    "--"  # `organisation/other--module.Class`: code of another repository, at whatever commit it has today
-)
+# `module.Class` of a file in the folder. Not `organisation/other--module.Class`, which is code of another repository at
+# whatever commit it has today; nor the absolute path of a file that is anybody's.
+_BESIDE = re.compile(r"[A-Za-z_]\w*(?:/[A-Za-z_]\w*)*\.[A-Za-z_]\w*")
 
 
 def allow(folder: Path, repository: str, revision: str) -> None:
@@ -39,13 +40,13 @@ def allow(folder: Path, repository: str, revision: str) -> None:
 
 
 def allowed(folder: Path) -> bool:
-    """Whether the model in `folder` brings code, and all of it is known."""
+    """Whether the model in `folder` brings code, and all of it is known: each file, and each that a class is from."""
     names = _names(folder)
-    if not names or any(_ELSEWHERE in name for name in names):
+    if not names or not all(_BESIDE.fullmatch(name) for name in names):
         return False
-    here = os.environ.get(TRUSTED, "").split(",")
-    files = _files(folder)
-    return bool(files) and all((d := _digest(path)) in here or _record(d).is_file() for path in files)
+    files, here = _files(folder), os.environ.get(TRUSTED, "").split(",")
+    from_these = {folder / f"{name.partition('.')[0]}.py" for name in names} <= set(files)
+    return from_these and all((d := _digest(path)) in here or _record(d).is_file() for path in files)
 
 
 def options(folder: Path) -> dict[str, Any]:
@@ -54,8 +55,14 @@ def options(folder: Path) -> dict[str, Any]:
 
 
 def of_config(config: Any) -> dict[str, Any]:
-    """`options` for `from_config`, where `config` was read from a folder: it names the code, and the folder has it."""
-    return {"trust_remote_code": bool(config.name_or_path) and allowed(Path(config.name_or_path))}
+    """`options` for `from_config`, which takes code from the folder that `config` says it is from.
+
+    What a config says of itself is anybody's word: that folder has to be `allowed`, and to name the same classes.
+    """
+    if not config.name_or_path or not allowed(folder := Path(config.name_or_path)):
+        return {"trust_remote_code": False}
+    named = (storage.read_json(folder / "config.json") or {}).get("auto_map")
+    return {"trust_remote_code": getattr(config, "auto_map", None) == named}
 
 
 def check(folder: Path) -> None:
@@ -69,9 +76,9 @@ def check(folder: Path) -> None:
     if kind in CONFIG_MAPPING_NAMES:  # many that transformers has by now still name the code they began with
         return
     what = f"the model in {folder} is of the kind {kind!r}, which transformers does not have; "
-    if elsewhere := sorted({name for name in names if _ELSEWHERE in name}):
+    if elsewhere := sorted({name for name in names if not _BESIDE.fullmatch(name)}):
         raise IftError(
-            f"{what}its code lies in another repository ({elsewhere[0]}), whose commit nobody has named",
+            f"{what}its code lies elsewhere ({elsewhere[0]}), and no spec can name its commit",
             wanted="a model whose code lies beside it",
             hint="copy that code into a repository of your own, with `auto_map` naming the module alone",
         )
@@ -88,8 +95,11 @@ def _names(folder: Path) -> list[str]:
     """The classes that the folder's files would have loaded from code, such as `modeling_own.Model`."""
     found: list[str] = []
     for file in ("config.json", "tokenizer_config.json"):
-        for value in ((storage.read_json(folder / file) or {}).get("auto_map") or {}).values():
-            found += [name for name in (value if isinstance(value, list) else [value]) if name]
+        named = (storage.read_json(folder / file) or {}).get("auto_map") or {}
+        for value in (
+            named.values() if isinstance(named, dict) else [named]
+        ):  # tokenizers once had a list alone
+            found += [str(name) for name in (value if isinstance(value, list) else [value]) if name]
     return found
 
 

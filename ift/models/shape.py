@@ -168,7 +168,8 @@ def built(name: str, values: dict[str, Any]) -> Any:
     """The config object of what a config.json says. Raises `IftError` for a model that transformers does not know."""
     from transformers import AutoConfig
 
-    values = dict(values)
+    own = ("auto_map", "name_or_path", "_name_or_path")  # of a file's author: no code is to be looked for
+    values = {key: value for key, value in values.items() if key not in own}
     kind = values.pop("model_type", None)
     try:
         return AutoConfig.for_model(kind, **values)

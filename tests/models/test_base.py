@@ -373,7 +373,7 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path, tiny_model: Pat
         base.resolve(str(folder), cache=tmp_path)
     assert "is of the kind 'own', which transformers does not have" in str(error.value)
     assert (
-        "its code lies in another repository (someone/else--modeling_own.Model), whose commit nobody has named"
+        "its code lies elsewhere (someone/else--modeling_own.Model), and no spec can name its commit"
         in str(error.value)
     )
     for load in (

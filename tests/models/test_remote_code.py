@@ -18,7 +18,7 @@ from hub_server import FakeHub, Repo, environment, sha
 from ift import spec as specs
 from ift import storage
 from ift.errors import IftError
-from ift.models import base, remote_code
+from ift.models import base, remote_code, shape
 
 CONFIGURATION = """
 from transformers import LlamaConfig
@@ -129,10 +129,33 @@ def test_code_of_a_third_repository_is_not_run(own: Path, tmp_path: Path) -> Non
     with pytest.raises(IftError) as error:
         base.resolve(str(own), cache=tmp_path)
     assert (
-        "its code lies in another repository (someone/else--modeling_own.OwnForCausalLM), whose commit nobody has"
+        "its code lies elsewhere (someone/else--modeling_own.OwnForCausalLM), and no spec can name its commit"
         in str(error.value)
     )
     assert remote_code.options(own) == {"local_files_only": True, "trust_remote_code": False}
+
+
+def test_a_file_outside_the_folder_is_not_run(own: Path, tmp_path: Path) -> None:
+    remote_code.allow(own, "acme/own", "4" * 40)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "evil.py").write_text(MODELING)
+    give_code(own, module=f"{elsewhere}/evil")
+    assert not remote_code.allowed(own)
+    give_code(own, module="missing")
+    assert not remote_code.allowed(own)
+
+
+def test_what_a_config_says_of_itself_is_nobodys_word(own: Path) -> None:
+    """A config.json of the hub that names a folder whose code is known, and classes of its own."""
+    from transformers import AutoConfig
+
+    remote_code.allow(own, "acme/own", "4" * 40)
+    known = AutoConfig.from_pretrained(own, **remote_code.options(own))
+    assert remote_code.of_config(known) == {"trust_remote_code": True}
+    forged = {"name_or_path": str(own), "auto_map": {"AutoModelForCausalLM": "evil/repo--mod.Class"}}
+    assert remote_code.of_config(AutoConfig.for_model("llama", **forged)) == {"trust_remote_code": False}
+    assert not hasattr(shape.built("evil/model", {"model_type": "llama", **forged}), "auto_map")
 
 
 def test_a_model_that_transformers_has_needs_no_code(own: Path, tmp_path: Path) -> None:
