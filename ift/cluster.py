@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,15 @@ class Node:
         )
 
 
+def without_gpu() -> None:
+    """Tell DeepSpeed and torch that this process, and those it starts, compute on CPUs.
+
+    Nothing is compiled there, and DeepSpeed imports torch's compiler all the same: 4 s.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
 @contextmanager
 def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
     """Connect to `address` (or RAY_ADDRESS, which a submitted job has set), else start a Ray that ends with the block.
@@ -66,18 +75,15 @@ def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
     A local Ray is told of two CPUs more than training takes: they are logical, and without them the tasks that
     read and tokenize would wait for ever.
     """
-    # Workers see the accelerators that Ray gives them, and no more; a task without GPUs should see none.
+    # Ray hides no GPUs from tasks that asked for none, as it will in its next version; these load to the CPU anyway.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # ift.train.trainer looks itself
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a process more, and nobody's business
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # Ray has a process a core for it
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_gpu() else "cpu")
-    if (
-        not _has_gpu()
-    ):  # nothing is compiled on a CPU, and DeepSpeed imports torch's compiler all the same: 4 s
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    if not _has_gpu():
+        without_gpu()
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS")
@@ -319,21 +325,22 @@ def _start(**options: Any) -> None:
 
 
 _STARTS = 4
+# Of this process's environment, for all of the run's. Nothing that depends on the machine: a head without GPUs drives
+# workers with some.
 _CARRIED = (
-    "DS_ACCELERATOR",
     "HF_HUB_OFFLINE",
     "IFT_TRUSTED_CODE",
     "RAY_CHDIR_TO_TRIAL_DIR",
     "TOKENIZERS_PARALLELISM",
-    "TORCHDYNAMO_DISABLE",
 )
 
 
 def _tighten_token() -> None:
     """Ray leaves the token that lets anyone run code on the cluster readable for all users of the machine."""
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    if token.is_file() and token.stat().st_uid == os.getuid():
-        token.chmod(0o600)
+    with suppress(OSError):  # a secret of a container, which cannot be written
+        if token.is_file() and token.stat().st_uid == os.getuid():
+            token.chmod(0o600)
 
 
 def _has_gpu() -> bool:

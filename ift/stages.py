@@ -358,11 +358,12 @@ class Job:
         """What the model answers to the harness's tasks, in a process of its own."""
         import ray
 
-        from ift.evaluate.evaluator import store_of
+        from ift.evaluate.evaluator import gpus_a_copy, place, store_of
         from ift.evaluate.harness import kept_predictions
 
         dtype = self.precision(resources)[1]
-        ask = ray.remote(num_cpus=1, num_gpus=1 if resources.gpus else 0)(kept_predictions)
+        gpus = gpus_a_copy(model_dir, dtype) if resources.gpus else 0
+        ask = ray.remote(num_cpus=1, num_gpus=gpus)(kept_predictions)
         found: list[Manifest] = ray.get(
             ask.remote(
                 store_of(self.cache, model_dir, gpus=resources.gpus, dtype=dtype),
@@ -370,7 +371,7 @@ class Job:
                 self.spec.evaluate.harness,
                 limit=self.spec.evaluate.harness_limit,
                 dtype=dtype,
-                device="cuda" if resources.gpus else "cpu",
+                device=place(gpus),
             )
         )
         return found
@@ -448,6 +449,7 @@ class Job:
     def _train(self, resources: cluster.Resources, stage: Stage) -> Manifest:
         import ray
 
+        from ift.evaluate.evaluator import gpus_a_copy, place
         from ift.models import base
         from ift.train import trainer
         from ift.train.follower import Follower
@@ -474,9 +476,12 @@ class Job:
             look=lambda step, model: self._look(step, model, spare_gpu=resources.gpus > most),
         )
         stage.status("reloading the exported model")
-        verify = ray.remote(num_cpus=1)(base.verify)
+        gpus = gpus_a_copy(job.export_dir, result["dtype"]) if resources.gpus else 0
+        verify = ray.remote(num_cpus=1, num_gpus=gpus)(base.verify)
         verified = ray.get(
-            verify.remote(job.export_dir, result["ids"], result["logits"], dtype=result["dtype"])
+            verify.remote(
+                job.export_dir, result["ids"], result["logits"], dtype=result["dtype"], device=place(gpus)
+            )
         )
         target = self.folder / "model"
         shutil.rmtree(target, ignore_errors=True)
@@ -773,7 +778,7 @@ class Job:
                     mlflow["model_version"] = registry.register(
                         mlflow["run_id"], self.folder / "model", uri=spec.tracking.uri, **version
                     )
-                named = f", alias {alias}" if alias else ", not promotable: it forgot too much"
+                named = f", alias {alias}" if alias else ", no candidate: it forgot too much"
                 stage.result(f"{spec.registered_name} version {mlflow['model_version']}{named}")
             except IftError as error:
                 mlflow["error"] = error.what

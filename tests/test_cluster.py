@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rays
@@ -61,6 +62,25 @@ def test_a_submitted_job_does_not_work_in_rays_folder(
 
 
 @pytest.mark.slow
+def test_a_head_without_gpus_says_nothing_of_itself_to_workers_that_have_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("DS_ACCELERATOR", "TORCHDYNAMO_DISABLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cluster, "_has_gpu", lambda: False)
+    asked: dict[str, Any] = {}
+
+    def init(**options: Any) -> None:
+        asked.update(options)
+        raise ConnectionError("enough seen")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(IftError, match="no Ray cluster answers"), cluster.connect("auto", workers=None):
+        pass
+    assert os.environ["DS_ACCELERATOR"] == "cpu"  # for this process
+    assert not {"DS_ACCELERATOR", "TORCHDYNAMO_DISABLE"} & set(asked["runtime_env"]["env_vars"])
+
+
 def test_gpu_nodes_that_an_autoscaler_has_yet_to_start_are_waited_for(tmp_path: Path) -> None:
     """With Ray's own autoscaler, which starts nodes as processes here and says of them that they have GPUs."""
     with autoscaling(tmp_path, {"CPU": 1, "GPU": 2}) as ask:

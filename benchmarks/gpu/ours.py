@@ -218,57 +218,59 @@ def batches(case: dict[str, Any], packs: Sequence[Any], micro_batch: int) -> Ite
 
 def train(case: dict[str, Any]) -> dict[str, Any]:
     """Steps that are not counted, steps by the clock, a step in its parts, a step under the profiler."""
-    from ift.train import loop
-
     torch.set_num_threads(case.get("threads") or torch.get_num_threads())
     steps = case["warm"] + case["steps"] + 2
     packs = packs_of(case, case["batch"] * steps)
     tried = []
     for choice in choice_of(case, packs):
+        found = None
         try:
-            work.forget_peak(DEVICE)
-            engine, name = engine_of(case, choice, packs)
-            stream = batches(case, packs, choice.micro_batch)
-            lines: list[dict[str, Any]] = []
-            began: list[float] = []
-
-            def after(
-                line: dict[str, Any], lines: list[dict[str, Any]] = lines, began: list[float] = began
-            ) -> None:
-                work.synchronize(DEVICE)
-                began.append(time.perf_counter())
-                lines.append(line)
-
-            timed = range(case["warm"] + case["steps"])
-            loop.train(engine, stream, timed, lambda _: 1e-5, after)
-            peak = work.peak_memory(DEVICE)
-            split = Split(engine)
-            parts: list[dict[str, Any]] = []
-            loop.train(split, stream, range(1), lambda _: 1e-5, parts.append, prepare=split.begin)
-            communication = _communication(engine, stream)
-            break
+            found = _timed(case, choice, packs)
         except Exception as error:
             if not work.out_of_memory(error):
                 raise
-            tried.append(str(choice))
-            print(f"out of memory: {choice}", file=sys.stderr)
-            engine = stream = None
-            gc.collect()  # DeepSpeed's engine holds itself
-            torch.cuda.empty_cache()
-    else:
-        return {"skipped": f"out of memory in every way that was tried: {'; '.join(tried)}"}
+        if found:
+            return {**found, "micro_batch": choice.micro_batch, "short_of_memory": tried}
+        # behind the `except`: within it the error's traceback holds the engine, which holds itself as well
+        tried.append(str(choice))
+        print(f"out of memory: {choice}", file=sys.stderr)
+        gc.collect()
+        torch.cuda.empty_cache()
+    return {"skipped": f"out of memory in every way that was tried: {'; '.join(tried)}"}
+
+
+def _timed(case: dict[str, Any], choice: Any, packs: Sequence[Any]) -> dict[str, Any]:
+    """The steps of one way to train."""
+    from ift.train import loop
+
+    work.forget_peak(DEVICE)
+    engine, name = engine_of(case, choice, packs)
+    stream = batches(case, packs, choice.micro_batch)
+    lines: list[dict[str, Any]] = []
+    began: list[float] = []
+
+    def after(line: dict[str, Any]) -> None:
+        work.synchronize(DEVICE)
+        began.append(time.perf_counter())
+        lines.append(line)
+
+    timed = range(case["warm"] + case["steps"])
+    loop.train(engine, stream, timed, lambda _: 1e-5, after)
+    peak = work.peak_memory(DEVICE)
+    split = Split(engine)
+    parts: list[dict[str, Any]] = []
+    loop.train(split, stream, range(1), lambda _: 1e-5, parts.append, prepare=split.begin)
+    communication = _communication(engine, stream)
     seconds = [b - a for a, b in zip(began[case["warm"] - 1 :], began[case["warm"] :], strict=False)]
     counted = lines[case["warm"] :]
     return {
         "how": f"{choice}; attention {name}",
-        "micro_batch": choice.micro_batch,
         "seconds": seconds,
         "tokens": [line["tokens"] for line in counted],
         "supervised": [line["supervised_tokens"] for line in counted],
         "loss": [line["loss"] for line in lines],
         "peak_bytes": peak,
         "split": {"data": parts[0]["data_seconds"], **split.seconds, "communication": communication},
-        "short_of_memory": tried,
     }
 
 
@@ -333,6 +335,7 @@ def logits(case: dict[str, Any]) -> dict[str, Any]:
                 taken = []
                 for turn in range(case["steps"] + 1):
                     model.zero_grad(set_to_none=True)
+                    loss = None  # of the turn before, with all that it holds
                     work.synchronize(DEVICE)
                     work.forget_peak(DEVICE)
                     began = time.perf_counter()
@@ -346,7 +349,9 @@ def logits(case: dict[str, Any]) -> dict[str, Any]:
                 if not work.out_of_memory(error):
                     raise
                 line[name] = {"skipped": "out of memory"}
-                torch.cuda.empty_cache()
+            loss = None
+            gc.collect()
+            torch.cuda.empty_cache()
         found.append(line)
     return {"shares": found}
 

@@ -26,7 +26,7 @@ class Source:
 
     def rows(self, numbers: Sequence[int]) -> "Source":
         """These rows, in this order; one may come several times."""
-        kept = torch.tensor(numbers, device=self.mask.device)
+        kept = torch.tensor(numbers)
         return Source(self.states[kept], self.mask[kept])
 
 

@@ -23,6 +23,7 @@ actors share them nor on which other tasks are asked.
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ift import cluster, storage
+from ift.errors import IftError
 from ift.evaluate import with_vllm
 from ift.evaluate.context import fitting
 from ift.evaluate.generate import generate
@@ -43,6 +46,7 @@ from ift.tasks.scores import chance
 Item = Mapping[str, Any]
 Prediction = dict[str, Any]
 RANKINGS = ("length", "raw", "unconditional")
+_SMALL = 12 * storage.GIB  # weights that every GPU for training holds
 _ROWS = 64  # sequences in a batch, at most
 _NO_QUESTION = "Answer:"  # what choices stand behind where they are ranked without their question
 
@@ -57,13 +61,14 @@ def evaluate(
     batch_tokens: int,
     dtype: str = "float32",
     ranking: str = "length",
+    gpus_a_copy: int = 1,
     engine: str = "transformers",
     base: Sequence[Mapping[str, Any]] | None = None,
     store: Store | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     took: Callable[[Sequence[int], float], None] | None = None,
 ) -> list[Prediction]:
-    """Predict and grade every item with a Ray Data pool of `actors`, each with a copy of the model.
+    """Predict and grade every item with a Ray Data pool of `actors`, each with a copy of the model on `gpus_a_copy`.
 
     `engine` writes the answers of generations: transformers, or vllm on GPUs. `base` are the base model's predictions
     of the same items, for the rules that compare with its answers. What `store` has is not computed again, and what
@@ -122,12 +127,12 @@ def evaluate(
                 "model_dir": str(model_dir),
                 "dtype": dtype,
                 "threads": threads,
-                "gpu": bool(gpus),
+                "gpus": gpus_a_copy if gpus else 0,
                 "engine": name,
             },
             compute=ray.data.ActorPoolStrategy(size=min(actors, len(of_engine))),
             num_cpus=1,
-            num_gpus=1 if gpus else 0,
+            num_gpus=gpus_a_copy if gpus else 0,
         )
         for row in answers.iter_rows():
             number, made, seconds = json.loads(row["predictions"])
@@ -157,7 +162,8 @@ def timed(
             seconds[i] = spent / len(group)
 
     store = store_of(cache, model_dir, gpus=gpus, dtype=dtype, engine=engine)
-    how |= {**pool(gpus), "dtype": dtype, "engine": engine, "store": store}
+    each = gpus_a_copy(model_dir, dtype) if gpus else 1
+    how |= {**pool(gpus, each), "gpus_a_copy": each, "dtype": dtype, "engine": engine, "store": store}
     return evaluate(model_dir, items, took=took, **how), seconds
 
 
@@ -174,10 +180,46 @@ def write(path: Path, predictions: Sequence[Prediction], seconds: Sequence[float
     return {name: sum(values) / len(values) for name, values in spent.items()}
 
 
-def pool(gpus: int) -> dict[str, int]:
-    """How many copies of the model share the work: one a GPU, else two with half of this machine's cores each."""
+def gpus_a_copy(model_dir: Path, dtype: str) -> int:
+    """How many GPUs of one node hold the model in `model_dir` for evaluation, with a fifth of them left for its work.
+
+    A large one has a GPU of the cluster asked for its memory. Raises `IftError` where no node has as many.
+    """
+    from ift.models.base import parameter_count
+
+    weights = parameter_count(model_dir) * (2 if dtype == "bfloat16" else 4)
+    if weights <= _SMALL:
+        return 1
+    import ray
+
+    memory: int = ray.get(ray.remote(num_cpus=0, num_gpus=1)(_gpu_memory).remote())
+    each = math.ceil(weights / (0.8 * memory))
+    most = max(node.gpus for node in cluster.nodes_now())
+    if each > most:
+        raise IftError(
+            f"a model of {weights / storage.GIB:,.0f} GiB in {dtype} needs {each} GPUs of "
+            f"{memory / storage.GIB:,.0f} GiB to be evaluated, and the largest node has {most}",
+            wanted="a node that holds the model",
+            hint="nodes with more or larger GPUs",
+        )
+    return each
+
+
+def _gpu_memory() -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
+def place(gpus: int) -> str:
+    """Where `load_model` puts a copy of the model that has so many GPUs."""
+    return "cpu" if not gpus else "cuda" if gpus == 1 else "auto"
+
+
+def pool(gpus: int, each: int = 1) -> dict[str, int]:
+    """How many copies of the model share the work: one for `each` GPUs, else two with half of this machine's cores."""
     cores = os.cpu_count() or 1
-    actors = gpus or min(2, cores)
+    actors = max(1, gpus // each) if gpus else min(2, cores)
     return {"actors": actors, "gpus": gpus, "threads": max(1, cores // actors)}
 
 
@@ -254,19 +296,22 @@ class Predictor:
     """One actor of the pool: a model, a tokenizer, and batches of items; with vllm, of generations only."""
 
     def __init__(
-        self, model_dir: str, dtype: str, threads: int, gpu: bool, engine: str = "transformers"
+        self, model_dir: str, dtype: str, threads: int, gpus: int, engine: str = "transformers"
     ) -> None:
         import torch
 
         from ift.models.base import load_model, load_tokenizer
 
-        if not gpu:
+        if not gpus:
             torch.set_num_threads(threads)
         self.tokenizer = load_tokenizer(Path(model_dir))
         if engine == "vllm":
-            self.answer, self.encoder_decoder = with_vllm.engine(Path(model_dir), dtype=dtype), False
+            self.answer, self.encoder_decoder = (
+                with_vllm.engine(Path(model_dir), dtype=dtype, gpus=gpus),
+                False,
+            )
             return
-        self.model = load_model(Path(model_dir), dtype=dtype, device="cuda" if gpu else "cpu")
+        self.model = load_model(Path(model_dir), dtype=dtype, device=place(gpus))
         self.answer, self.encoder_decoder = (
             partial(generate, self.model),
             self.model.config.is_encoder_decoder,

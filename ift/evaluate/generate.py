@@ -70,7 +70,7 @@ class _GoingOn:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Leave all other rows."""
-        kept = torch.tensor(rows, device=self.ids.device)
+        kept = torch.tensor(rows)  # on the CPU, from where it picks on any device: layers may lie on several
         self.past.batch_select_indices(kept)
         self.ids, self.mask = self.ids[kept], self.mask[kept]
 
@@ -92,6 +92,6 @@ class _Decoding:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Leave all other rows."""
-        kept = torch.tensor(rows, device=self.ids.device)
+        kept = torch.tensor(rows)  # on the CPU, from where it picks on any device: layers may lie on several
         self.past.batch_select_indices(kept)
         self.source, self.ids = self.source.rows(rows), self.ids[kept]

@@ -94,7 +94,7 @@ def _manager(include: Path | None) -> Any:
         raise IftError(
             "`evaluate.harness` names tasks, and the lm-evaluation-harness is not installed",
             wanted="the package lm-eval",
-            hint="pip install 'ift[harness]', or leave evaluate.harness out",
+            hint="pip install -c constraints.txt '.[harness]' in the checkout, or leave evaluate.harness out",
         )
     from lm_eval.tasks import TaskManager
 

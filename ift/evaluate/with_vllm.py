@@ -44,12 +44,19 @@ def check(*, gpus: int, encoder_decoder: bool) -> None:
         )
 
 
-def engine(folder: Path, *, dtype: str) -> Answer:
-    """The model in `folder`, loaded by vLLM; returns a function that answers prompts."""
+def engine(folder: Path, *, dtype: str, gpus: int = 1) -> Answer:
+    """The model in `folder`, loaded by vLLM onto so many GPUs; returns a function that answers prompts."""
     from vllm import LLM, SamplingParams
 
     # the prompts are tokens already, and what they end with is ours to say: vLLM needs no tokenizer
-    model = LLM(model=str(folder), dtype=dtype, seed=0, skip_tokenizer_init=True, enable_prefix_caching=True)
+    model = LLM(
+        model=str(folder),
+        dtype=dtype,
+        tensor_parallel_size=gpus,
+        seed=0,
+        skip_tokenizer_init=True,
+        enable_prefix_caching=True,
+    )
 
     def answer(prompts: Sequence[list[int]], *, max_new_tokens: int, stop: Sequence[int]) -> list[list[int]]:
         greedy = SamplingParams(

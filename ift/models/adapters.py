@@ -275,7 +275,7 @@ def load(folder: Path, *, dtype: str, device: str) -> Any:
     """
     quantize = "4bit" if (folder / QUANTIZED).is_file() else "none"
     model = base.load_model(base_of(folder), dtype=dtype, device=device, quantize=quantize)
-    adapted = _on(model, folder, device)
+    adapted = _on(model, folder, "cuda" if device == "auto" else device)
     merged = dtype == "float32" and quantize == "none"
     return (adapted.merge_and_unload() if merged else adapted.get_base_model()).eval()
 

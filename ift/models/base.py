@@ -250,8 +250,9 @@ def context_length(folder: Path) -> int | None:
 def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu", quantize: str = "none") -> Any:
     """The folder's causal language model or encoder–decoder in eval mode, with plain attention.
 
-    An adapter comes on its base. With `quantize="4bit"` the weights are held in 4 bits; `dtype` computes.
-    Raises `IftError` where weights are not all there.
+    `device` is cpu, cuda, or auto: layer by layer over all GPUs that this process sees. An adapter comes on its base.
+    With `quantize="4bit"` the weights are held in 4 bits; `dtype` computes. Raises `IftError` where weights are not all
+    there.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -271,6 +272,7 @@ def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu", qua
         config=config,
         output_loading_info=True,
         **remote_code.options(folder),
+        **({"device_map": "auto"} if device == "auto" else {}),
         **(adapters.quantized(dtype, device) if quantize == "4bit" else {}),
     )
     if missing := sorted(loaded["missing_keys"]):
@@ -280,7 +282,7 @@ def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu", qua
             hint="fetch or save the model again",
         )
     # a model born partitioned under ZeRO-3 must stay where it is, and on the CPU it is already
-    return (model if device == "cpu" else model.to(device)).eval()
+    return (model if device in ("cpu", "auto") else model.to(device)).eval()
 
 
 def _quiet_transformers() -> None:
@@ -354,17 +356,20 @@ def reference_logits(model: Any, ids: Sequence[int], *, encoder_decoder: bool = 
     return logits[0].float().cpu().numpy()
 
 
-def verify(folder: Path, ids: Sequence[int], expected: Any, *, dtype: str) -> dict[str, Any]:
+def verify(
+    folder: Path, ids: Sequence[int], expected: Any, *, dtype: str, device: str = "cpu"
+) -> dict[str, Any]:
     """Reload the exported `folder` as a user would and compare its logits with those of the trained model.
 
-    Raises `IftError` where a file is missing or the logits differ by more than rounding.
+    In bfloat16 other kernels (those of training) differ by some per cent over many layers; a weight that is missing
+    or wrong makes answers of another size. Raises `IftError` where a file is missing or logits differ by more.
     """
     from numpy.linalg import norm
 
     checked(folder)
     hint = "keep the folder and the checkpoint, and report this: the export must not be used"
     try:
-        tokenizer, model = load_tokenizer(folder), load_model(folder, dtype=dtype)
+        tokenizer, model = load_tokenizer(folder), load_model(folder, dtype=dtype, device=device)
     except IftError:
         raise
     except Exception as failure:  # a file that is missing or cut: every library raises what it likes
@@ -373,7 +378,7 @@ def verify(folder: Path, ids: Sequence[int], expected: Any, *, dtype: str) -> di
         ) from failure
     got = reference_logits(model, ids, encoder_decoder=is_encoder_decoder(folder))
     error = float(norm(got - expected) / norm(expected))
-    tolerance = 1e-4 if dtype == "float32" else 3e-2
+    tolerance = 1e-4 if dtype == "float32" else 0.1
     if not error <= tolerance:
         raise IftError(
             f"the exported model in {folder} answers differently from the trained one: relative error {error:.2e}",

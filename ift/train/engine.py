@@ -30,8 +30,11 @@ def deepspeed_config(job: Job, world: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": job.micro_batch,
         "gradient_accumulation_steps": rounds,
         "gradient_clipping": job.max_grad_norm,
-        "bf16": {"enabled": job.precision == "bf16"},
+        # a parameter's bf16 gradient goes once it is in the fp32 sum, which is what is reduced; where ZeRO reduces
+        # bucket by bucket (stages 2 and 3) it is in bf16
+        "bf16": {"enabled": job.precision == "bf16", "immediate_grad_update": True},
         "data_types": {"grad_accum_dtype": "fp32"},
+        **({"communication_data_type": "fp32"} if job.zero_stage <= 1 else {}),
         "zero_optimization": {
             "stage": job.zero_stage,
             "reduce_bucket_size": bucket,

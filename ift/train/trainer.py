@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ift import places, stopping
+from ift import cluster, places, stopping
 from ift.cluster import Node
 from ift.errors import IftError
 from ift.train import checkpoint, faults, worker
@@ -177,6 +177,7 @@ class _Attempt:
                 name=name,
                 storage_path=str(self.scratch / "ray"),
                 failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
+                worker_runtime_env={"env_vars": self._threads()},
             ),
         )
         self.mailbox, self.over = mailbox, threading.Event()
@@ -200,6 +201,13 @@ class _Attempt:
         grader.join()  # the last looks; where an attempt failed, whoever grades for it is left to itself
         summary: dict[str, Any] = result.return_value or {}
         return summary
+
+    def _threads(self) -> dict[str, str]:
+        """An optimizer in the host's memory works with a GPU's share of the cores; Ray would give it one thread."""
+        if self.job.offload == "none" or not self.nodes.gpus:
+            return {}
+        least = min((node.cpus / node.gpus for node in cluster.nodes_now() if node.gpus), default=1)
+        return {"OMP_NUM_THREADS": str(max(1, int(least)))}
 
     def _watch(self) -> None:
         """Hand on what rank 0 tells, look after the nodes; what goes wrong is left in `failure`."""

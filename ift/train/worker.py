@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import torch
 
-from ift import places, storage
+from ift import cluster, places, storage
 from ift.data.stream import Pack, Stream
 from ift.errors import IftError
 from ift.models import attention, base
@@ -79,8 +79,10 @@ class Worker:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         mailbox.join.remote(self.rank, ours.get_node_id(), ours.current_actor)
         self.device = ray.train.torch.get_device()
-        if self.device.type == "cpu" and job.threads:
-            torch.set_num_threads(job.threads)
+        if self.device.type == "cpu":
+            cluster.without_gpu()
+            if job.threads:
+                torch.set_num_threads(job.threads)
         torch.manual_seed(job.seed)
         self.encoder_decoder = base.is_encoder_decoder(job.model_dir)
         self.stream = Stream(job.stream_dir)
@@ -277,13 +279,16 @@ class Worker:
         """What the driver says of the weights behind `step`, once it does; the same on all ranks."""
         import ray
 
-        score: Any = None
-        if self.rank == 0:
-            while (score := ray.get(self.mailbox.score.remote(f"{kind}/{step}"))) is None:
-                time.sleep(_SCORE_EVERY_S)
-        failed = isinstance(score, str)
-        number = torch.tensor([0.0 if score is None or failed else score, float(failed)], dtype=torch.float64)
-        value, failures = self.engine.sum(number).tolist()
+        while (
+            True
+        ):  # all ranks look again and again: in one long collective the process group would lose patience
+            score: Any = ray.get(self.mailbox.score.remote(f"{kind}/{step}")) if self.rank == 0 else None
+            failed = isinstance(score, str)
+            found = [float(score is not None), 0.0 if score is None or failed else score, float(failed)]
+            ready, value, failures = self.engine.sum(torch.tensor(found, dtype=torch.float64)).tolist()
+            if ready:
+                break
+            time.sleep(_SCORE_EVERY_S)
         if failures:
             raise IftError(
                 f"the model behind step {step} could not be graded: {score or 'rank 0 knows why'}",

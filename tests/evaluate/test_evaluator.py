@@ -4,7 +4,9 @@ import copy
 import json
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +15,11 @@ from conftest import WORDS, make_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ift.cluster import Node
+from ift.errors import IftError
 from ift.evaluate import evaluator
 from ift.evaluate.evaluator import batches, evaluate, predict_generations, predict_likelihoods
+from ift.evaluate.generate import generate
 from ift.evaluate.store import Store
 from ift.models.base import load_model
 from ift.prompts.chat import encode_completion, encode_prompt, end_of_turn
@@ -221,7 +226,7 @@ def test_generations_are_graded_by_rule_by_match_or_by_the_bases_length(
 
 
 def test_a_model_without_a_chat_template_is_asked_all_the_same(tmp_path: Path) -> None:
-    predictor = evaluator.Predictor(str(make_model(tmp_path, chat=False)), "float32", 1, gpu=False)
+    predictor = evaluator.Predictor(str(make_model(tmp_path, chat=False)), "float32", 1, gpus=0)
     items = some_items()[:6]
     for group in batches(predictor.tokenizer, items, 400):
         for found in predictor.predict([items[i] for i in group]):
@@ -315,3 +320,64 @@ def test_an_evaluation_that_was_cut_short_goes_on_where_it_was(
     computed.clear()
     assert evaluate(tiny_model, items, store=store, **options) == whole
     assert computed == []
+
+
+@pytest.mark.parametrize(
+    ("gib", "gpus", "wanted"),
+    [(1, 8, 1), (12, 1, 1), (50, 8, 1), (65, 8, 2), (141, 8, 3), (250, 4, 4)],  # of 80 GiB, a fifth left
+)
+def test_a_model_takes_as_many_gpus_as_it_needs(
+    gib: int, gpus: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large(monkeypatch, gib, gpus)
+    assert evaluator.gpus_a_copy(Path("model"), "bfloat16") == wanted
+    pool = evaluator.pool(16, wanted)
+    assert pool["actors"] == 16 // wanted
+
+
+def test_a_model_that_no_node_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    large(monkeypatch, 141, 2)
+    with pytest.raises(IftError) as error:
+        evaluator.gpus_a_copy(Path("model"), "bfloat16")
+    assert error.value.what == (
+        "a model of 141 GiB in bfloat16 needs 3 GPUs of 80 GiB to be evaluated, and the largest node has 2"
+    )
+
+
+def large(monkeypatch: pytest.MonkeyPatch, gib: int, gpus: int) -> None:
+    """A model of so many GiB, on nodes with so many GPUs of 80 GiB. There are none here, so Ray's answer is made up."""
+    monkeypatch.setattr("ift.models.base.parameter_count", lambda _: gib * 2**29)
+    monkeypatch.setattr("ift.cluster.nodes_now", lambda: [Node("head", 8, 0), Node("worker", 64, gpus)])
+    monkeypatch.setattr("ray.remote", lambda **_: lambda _: SimpleNamespace(remote=lambda: 80 * 2**30))
+    monkeypatch.setattr("ray.get", lambda value: value)
+
+
+def test_a_model_that_is_laid_out_layer_by_layer_answers_the_same(
+    tiny_model: Path, tiny_tokenizer: Any
+) -> None:
+    """With the hooks that carry tensors from one GPU to the next; there is none here, so all parts lie on the CPU."""
+    from accelerate import dispatch_model
+
+    assert evaluator.place(2) == "auto"
+    assert not hasattr(load_model(tiny_model, device="auto"), "hf_device_map")  # one device needs no map
+    whole, parts = load_model(tiny_model), load_model(tiny_model)
+    names = ["embed_tokens", "rotary_emb", "layers.0", "layers.1", "norm"]
+    parts = dispatch_model(
+        parts, {**{f"model.{name}": "cpu" for name in names}, "lm_head": "cpu"}, force_hooks=True
+    )
+    assert hasattr(parts.model.layers[1], "_hf_hook")
+    written = [
+        make("generation", n, text, check={"list": 1}, max_new_tokens=n + 3)
+        for n, text in enumerate(WORDS[:5])
+    ]
+    ranked = [
+        make("multiple_choice", n, text, choices=WORDS[5:8], answer=0) for n, text in enumerate(WORDS[:3])
+    ]
+    answers = [
+        (
+            predict_generations(partial(generate, model), tiny_tokenizer, written, encoder_decoder=False),
+            predict_likelihoods(model, tiny_tokenizer, ranked),
+        )
+        for model in (whole, parts)
+    ]
+    assert answers[0] == answers[1]

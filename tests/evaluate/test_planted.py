@@ -28,7 +28,7 @@ def predictions(predictor: Predictor, items: Sequence[dict[str, Any]]) -> list[d
 def test_planted_forgetting_is_flagged_and_an_unchanged_model_is_not(real_model: Path) -> None:
     """Noise of a third of their spread on the weights of five layers of thirty."""
     items = probe_items(load_probes(["word_relations", "definitions"]))
-    predictor = Predictor(str(real_model), "float32", 2, gpu=False)
+    predictor = Predictor(str(real_model), "float32", 2, gpus=0)
     before, again = predictions(predictor, items), predictions(predictor, items)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

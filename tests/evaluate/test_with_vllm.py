@@ -76,7 +76,7 @@ def test_answers_are_those_of_generate_and_end_before_the_stop_token(vllm: None,
 
 
 def test_it_is_asked_for_generations_a_thousand_at_once(vllm: None, tiny_model: Path) -> None:
-    predictor = evaluator.Predictor(str(tiny_model), "float32", 1, gpu=False, engine="vllm")
+    predictor = evaluator.Predictor(str(tiny_model), "float32", 1, gpus=0, engine="vllm")
     blank = {"suite": "probe", "name": "n", "kind": "generation", "metric": None, "system": "", "choices": []}
     items = [
         {
@@ -92,7 +92,7 @@ def test_it_is_asked_for_generations_a_thousand_at_once(vllm: None, tiny_model: 
     assert [len(group) for group in groups] == [1024, 476]
     assert sorted(i for group in groups for i in group) == list(range(1500))
     few = [items[i] for i in groups[1][:4]]
-    ordinary = evaluator.Predictor(str(tiny_model), "float32", 1, gpu=False)
+    ordinary = evaluator.Predictor(str(tiny_model), "float32", 1, gpus=0)
     assert predictor.predict(few) == ordinary.predict(few)
 
 

@@ -67,6 +67,14 @@ def test_a_jobs_steps_and_where_its_epochs_end() -> None:
     assert (job.dtype, job_for(Path("m"), precision="bf16").dtype) == (torch.float32, torch.bfloat16)
 
 
+@pytest.mark.parametrize(("stage", "reduced_in"), [(0, "fp32"), (1, "fp32"), (2, None), (3, None)])
+def test_gradients_are_summed_in_fp32_and_at_stage_1_reduced_so(stage: int, reduced_in: str | None) -> None:
+    config = engines.deepspeed_config(job_for(Path("m"), precision="bf16", zero_stage=stage), 2)
+    assert config["data_types"]["grad_accum_dtype"] == "fp32"
+    assert config.get("communication_data_type") == reduced_in
+    assert config["bf16"] == {"enabled": True, "immediate_grad_update": True}
+
+
 @pytest.mark.parametrize(
     ("global_batch", "world", "micro_batch", "rounds"),
     [(5, 2, 1, 3), (5, 2, 2, 2), (4, 8, 1, 1), (8, 1, 3, 3)],
