@@ -18,17 +18,19 @@ ARG CUDA=nvidia/cuda:13.0.1-devel-ubuntu24.04@sha256:7d2f6a8c2071d911524f95061a0
 FROM ${CUDA} AS cuda
 
 # What every stage stands on. The digest above holds still, so Debian's fixes since then come from `upgrade`; the
-# versions are those of Debian 12. wget is what KubeRay's probes call, rsync what Ray's launcher calls, libaio what
-# DeepSpeed's offload to disks links.
+# versions are those of Debian 12. wget is what KubeRay's probes call, ssh and rsync what Ray's launcher calls from a
+# head, libaio what DeepSpeed's offload to disks links.
 # hadolint ignore=DL3006
 FROM ${BASE} AS base
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get upgrade -y \
- && apt-get install -y --no-install-recommends ca-certificates libaio1 libgomp1 python3 python3-venv rsync wget \
+ && apt-get install -y --no-install-recommends ca-certificates libaio1 libgomp1 openssh-client python3 python3-venv rsync wget \
  && rm -rf /var/lib/apt/lists/*
+# Debian's /etc/profile sets PATH anew, and Ray's launcher runs all that it runs in a login shell.
 RUN useradd --create-home --uid 1000 --shell /bin/bash ift \
- && install -d -o ift -g ift /cache /scratch /work
+ && install -d -o ift -g ift /cache /scratch /work \
+ && echo 'PATH=/opt/venv/bin:$PATH' > /etc/profile.d/ift.sh
 # All that is written goes to these three folders, /tmp and /dev/shm: the rest may be mounted read-only.
 ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -60,7 +62,7 @@ COPY cluster/image/build-ops cluster/image/build-ops
 FROM tools AS cpu-packages
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --no-cache-dir --no-deps -c constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
-RUN pip install --no-cache-dir -c constraints.txt '.[server]' setuptools wheel
+RUN pip install --no-cache-dir -c constraints.txt '.[server]' setuptools wheel==0.48.0
 RUN DS_ACCELERATOR=cpu cluster/image/build-ops
 COPY ift ift
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
@@ -68,7 +70,7 @@ RUN pip install --no-cache-dir --no-deps --force-reinstall .
 # Compute capabilities: A100, A10 and its like, L4 and L40S, H100 and H200, B200, RTX 50.
 FROM tools AS gpu-packages
 COPY --from=cuda /usr/local/cuda-13.0 /usr/local/cuda-13.0
-RUN pip install --no-cache-dir -c constraints.txt '.[server]' setuptools wheel liger-kernel==0.8.5 bitsandbytes==0.50.2
+RUN pip install --no-cache-dir -c constraints.txt '.[server]' setuptools wheel==0.48.0 liger-kernel==0.8.5 bitsandbytes==0.50.2
 ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;8.9;9.0;10.0;12.0"
 RUN CUDA_HOME=/usr/local/cuda-13.0 DS_ACCELERATOR=cuda TORCH_CUDA_ARCH_LIST="$TORCH_CUDA_ARCH_LIST" \
     cluster/image/build-ops
@@ -76,11 +78,13 @@ COPY ift ift
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
 
 FROM base AS final
+# Docker finds it in /etc/passwd; Ray's launcher, which puts the token there, looks only here.
+ENV HOME=/home/ift
 COPY cluster/mlflow/serve /opt/ift/cluster/mlflow/serve
 COPY cluster/image/leave /opt/ift/cluster/image/leave
 COPY jobs /opt/ift/jobs
 WORKDIR /work
-HEALTHCHECK --interval=5m --timeout=2m --start-period=2m --retries=2 CMD ["ift", "doctor"]
+HEALTHCHECK --interval=5m --timeout=2m --start-period=2m --retries=2 CMD ["ift", "doctor", "--local"]
 ENTRYPOINT ["ift"]
 CMD ["--help"]
 

@@ -179,7 +179,8 @@ class Replay:
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             **stage.environment,
         }
-        settings["HOME"] = "/root" if (user or stage.user) == "root" else "/home/ift"
+        home = "/root" if (user or stage.user) == "root" else "/home/ift"  # as Docker finds it in /etc/passwd
+        settings = {"HOME": home, **settings}
         settings |= {**stage.arguments, **({} if sealed else self.pip), **(env or {})}
         script = (
             "set -eu\n"

