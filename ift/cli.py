@@ -54,14 +54,18 @@ _URI = click.option(
     show_default=True,
     envvar="MLFLOW_TRACKING_URI",
     show_envvar=True,
-    help="The tracking URI of the spec.",
+    help="Where MLflow is: `tracking.uri` of the spec.",
 )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(ift.__version__, prog_name="ift")
 def cli() -> None:
-    """Instruction fine-tuning as a system: templates, full fine-tuning on Ray and DeepSpeed, forgetting, a registry."""
+    """Fine-tune language models on instructions, in full or with adapters, on this machine or a Ray cluster; measure
+    what that gained and what it cost; register the result in MLflow.
+
+    Begin with `ift doctor`, then `ift run jobs/quickstart.yaml`.
+    """
 
 
 @cli.command(short_help="Fine-tune, evaluate and register a model.")
@@ -86,7 +90,9 @@ def run(spec: Path, overrides: Sequence[str], output: Path | None) -> None:
 @click.option(
     "--shots", default="1,3,5", show_default=True, metavar="N,…", help="Solved examples in a prompt."
 )
-@click.option("--draws", type=click.IntRange(min=1), help="Average over so many sets of them.  [default: 1]")
+@click.option(
+    "--draws", type=click.IntRange(min=1), help="Sets of solved examples to average over.  [default: 1]"
+)
 @click.option("--lora", is_flag=True, help="Tune once more, with LoRA, and compare that as well.")
 @_RUN_FOLDER
 def compare(
@@ -199,11 +205,11 @@ def prepare(spec: Path, overrides: Sequence[str], output: Path | None) -> None:
 @_SPEC
 @_OVERRIDES
 @click.option("--gpus", type=click.IntRange(min=0), metavar="N", help="Plan for so many GPUs in all.")
-@click.option("--gpu-memory", type=click.FloatRange(min=1), metavar="GIB", help="Of each of them.")
-@click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="On so many nodes.")
-@click.option("--host-memory", type=click.FloatRange(min=1), metavar="GIB", help="Of each node.")
+@click.option("--gpu-memory", type=click.FloatRange(min=1), metavar="GIB", help="Memory of each GPU.")
+@click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="Plan for so many nodes.")
+@click.option("--host-memory", type=click.FloatRange(min=1), metavar="GIB", help="Memory of each node.")
 @_RUN_FOLDER
-@click.option("--gpu", metavar="NAME", help="What the GPUs are, such as H100, for the time of a step.")
+@click.option("--gpu", metavar="NAME", help="The kind of GPU, such as H100, for the time of a step.")
 @click.option(
     "--network", type=click.FloatRange(min=0.1), metavar="GBIT", help="Gbit/s of each node.  [default: 100]"
 )
@@ -250,11 +256,15 @@ def plan(
 @click.option(
     "--count",
     type=click.IntRange(min=0),
-    help="How many to show: instructions of each task, documents of a step.  [default: 3, fewer of many tasks; 10]",
+    help="How many to show: instructions of each task [3, fewer where there are many tasks], documents of a step [10].",
 )
 @click.option("--task", help="With a spec: show instructions of this task only.")
 @click.option("--step", type=int, metavar="N", help="With a run: show what step N sees.")
-@click.option("--example", metavar="ID", help="With a run: show when an example is seen. 4 digits may do.")
+@click.option(
+    "--example",
+    metavar="ID",
+    help="With a run: show when an example is seen; the first 4 digits of its id may do.",
+)
 @click.option("--json", "as_json", is_flag=True, help="With a run: print JSON lines, of all that there is.")
 def inspect(
     target: Path,
@@ -324,10 +334,17 @@ def inspect(
     "--allow-code", is_flag=True, help="Run code that the model wrote, where a task is graded by it."
 )
 @click.option(
-    "--max-drop", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="What is tolerated."
+    "--max-drop",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="The largest drop of a probe that passes.",
 )
 @_FOLDERS
-@click.option("--address", help="A Ray cluster's address.  [default: this machine]")
+@click.option(
+    "--address",
+    help="A Ray cluster that this machine is part of: auto, or HOST:6379.  [default: none, a Ray of its own]",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Where it goes.  [default: evaluations/NAME]")
 @_URI
 def evaluate(
@@ -376,7 +393,10 @@ def evaluate(
 
 @cli.command(short_help="Tell what later runs did to the tasks of earlier ones.")
 @click.argument("runs", metavar="RUN RUN…", nargs=-1, required=True)
-@click.option("--address", help="A Ray cluster's address.  [default: this machine]")
+@click.option(
+    "--address",
+    help="A Ray cluster that this machine is part of: auto, or HOST:6379.  [default: none, a Ray of its own]",
+)
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Where it goes.  [default: evaluations/transfer]"
 )
@@ -459,7 +479,12 @@ def sync(runs: Sequence[Path], uri: str | None) -> None:
 
 
 @cli.command(short_help="Open MLflow's pages.")
-@click.option("--uri", default="sqlite:///mlflow.db", show_default=True, help="The tracking URI of the spec.")
+@click.option(
+    "--uri",
+    default="sqlite:///mlflow.db",
+    show_default=True,
+    help="Where MLflow is: `tracking.uri` of the spec.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=5000, show_default=True, help="The port to listen on.")
 def ui(uri: str, host: str, port: int) -> None:
@@ -497,10 +522,15 @@ _OPEN = click.option(
 @click.option(
     "--output",
     metavar="DIR",
-    help="The run's folder there, which all nodes see.  [default: runs/NAME in cluster.storage, or ~/ift/runs/NAME]",
+    help="The run's folder there, which all nodes see.  [default: runs/NAME in cluster.storage if that is a folder, "
+    "else in the cluster's IFT_HOME, else in ~/ift]",
 )
 @click.option(
-    "--add", multiple=True, type=click.Path(path_type=Path), metavar="PATH", help="Send this too: small data."
+    "--add",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Send this file or folder along. May be given again.",
 )
 @click.option(
     "--env", multiple=True, metavar="NAME=VALUE", help="A variable of the job's environment; no secrets."
@@ -678,7 +708,11 @@ def doctor(
 @click.argument("name")
 @click.argument("version", metavar="VERSION")
 @click.option("--to", "alias", required=True, metavar="ALIAS", help="The alias it gets, such as champion.")
-@click.option("--max-drop", type=click.FloatRange(0, 1), help="Of a probe.  [default: as its run had it]")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 1),
+    help="The largest drop of a probe that passes.  [default: as its run had it]",
+)
 @click.option(
     "--min-gain",
     type=float,
@@ -686,9 +720,18 @@ def doctor(
     show_default=True,
     help="By which a task must be above the base model.",
 )
-@click.option("--accept-licence", "accepted", multiple=True, metavar="WORD", help="Terms that you have read.")
+@click.option(
+    "--accept-licence",
+    "accepted",
+    multiple=True,
+    metavar="WORD",
+    help="Accept terms that hold this word, such as unstated. May be given again.",
+)
 @click.option("--ask", is_flag=True, help="Ask the version that holds the alias the new one's items first.")
-@click.option("--address", help="With --ask: a Ray cluster's address.  [default: this machine]")
+@click.option(
+    "--address",
+    help="With --ask: a Ray cluster that this machine is part of.  [default: none, a Ray of its own]",
+)
 @click.option(
     "--override", metavar="REASON", default="", help="Promote it all the same; the reason is recorded."
 )

@@ -247,9 +247,8 @@ class Terminal:
         colour = VERDICT_COLOURS[gate["verdict"]]
         if summary["probes"]:
             worst = f"worst {_signed(gate['worst_drop'])} ({gate['worst_probe']})"
-            self.say(
-                f"\nforgetting  mean drop {_signed(gate['mean_drop'])}, {worst}; a drop is the share of ability lost"
-            )
+            meaning = "a drop is what a score of at most 1 has lost"
+            self.say(f"\nforgetting  mean drop {_signed(gate['mean_drop'])}, {worst}; {meaning}")
         self.console.print(f"[bold]gate        [{colour}]{gate['verdict']}[/][/]", highlight=False)
         for line in gate["lines"]:
             if line["verdict"] != "pass":

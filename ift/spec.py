@@ -323,7 +323,9 @@ class TrainSpec(Strict):
         description="a whole number of 1 or more: steps between checkpoints; each epoch's end if not given",
     )
     checkpoint_minutes: float | None = Field(
-        None, gt=0, description="a number above 0: minutes after which a checkpoint is due as well"
+        30.0,
+        gt=0,
+        description="a number above 0: minutes after which a checkpoint is due as well; null for never",
     )
     keep_checkpoints: Count = Field(
         2, description="a whole number of 1 or more: the last so many are kept, and the best"

@@ -100,6 +100,7 @@ def submit(
             raise _refused(head, error) from None
     terminal.say(
         f"submitted {name} to {head.address}: {parcel.mib(sent.size)} sent, the run's folder there is {folder}"
+        + " (in IFT_HOME for ~/ift where the cluster sets it)" * folder.startswith("~/ift/")
     )
     return name
 

@@ -1,5 +1,6 @@
 """The spec: what is shipped loads, what is wrong is named with its place, what is dumped reads back the same."""
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -269,3 +270,9 @@ def test_defaults_are_what_the_user_left_out(tmp_path: Path) -> None:
     assert filled["train.micro_batch"] == "auto"
     assert filled["seed"] == 17
     assert not {"name", "train.epochs", "train.zero_stage", "model.source"} & set(filled)
+
+
+def test_the_page_of_all_keys_is_up_to_date() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    page = runpy.run_path(str(docs / "spec.py"))["page"]()
+    assert (docs / "spec.md").read_text(encoding="utf-8") == page, "python docs/spec.py > docs/spec.md"
