@@ -61,8 +61,8 @@ def fetch_model(
     progress: base.Progress | None = None,
     notify: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """`fetch` of a spec's `model`."""
-    return fetch(
+    """`fetch` of a spec's `model`, with its chat template where the spec has one."""
+    folder = fetch(
         model.source,
         uri=uri,
         revision=model.revision,
@@ -71,6 +71,7 @@ def fetch_model(
         progress=progress,
         notify=notify,
     )
+    return base.with_chat_template(folder, model.chat_template) if model.chat_template else folder
 
 
 def _registered(source: str, uri: str, notify: Callable[[str], None]) -> Path:

@@ -39,6 +39,20 @@ class ModelSpec(Strict):
     trust_remote_code: bool = Field(
         False, description="true or false; true runs the code that a hub model brings, and needs its commit"
     )
+    chat_template: str | None = Field(
+        None,
+        description="the Jinja text of a chat template, for a base model that has none or instead of its own",
+    )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _is_the_text(cls, value: str | None) -> str | None:
+        if value is not None and "messages" not in value:
+            raise ValueError(
+                "`chat_template` is the template's text itself (`chat_template: |` and its lines), in which `messages` "
+                "is the conversation"
+            )
+        return value
 
     @model_validator(mode="after")
     def _code_is_named(self) -> "ModelSpec":

@@ -28,6 +28,7 @@ from ift.models import remote_code
 Progress = Callable[[int, int | None], None]
 ADAPTER = "adapter_config.json"  # what a folder has that holds an adapter alone
 CARD = "README.md"
+_TEMPLATE = "chat_template.jinja"  # before what tokenizer_config.json says, for transformers
 BASE = "the base model"  # among the licences that a run's results name
 _WEIGHTS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
@@ -221,6 +222,46 @@ def load_tokenizer(folder: Path) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def with_chat_template(folder: Path, template: str) -> Path:
+    """A folder of links to the files of `folder`, whose chat template is `template`, a Jinja text.
+
+    All that reads the model finds the template there, and what is exported has it. Raises `IftError` for a template
+    that does not show what it is given.
+    """
+    key = hashlib.sha256(f"{folder.resolve()}\n{template}".encode()).hexdigest()[:16]
+    target = storage.cache_dir() / "templated" / f"{folder.name}-{key}"
+    if not target.is_dir():
+        partial = target.with_name(f"{target.name}.{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        for path in sorted(folder.rglob("*")):
+            place = partial / path.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_file() and path != folder / _TEMPLATE:
+                place.symlink_to(path.resolve())
+        storage.write_text(partial / _TEMPLATE, template)
+        try:
+            os.replace(partial, target)
+        except OSError:  # another process was first
+            shutil.rmtree(partial)
+    _check_template(load_tokenizer(target))
+    return target
+
+
+def _check_template(tokenizer: Any) -> None:
+    from jinja2 import TemplateError
+
+    turn = {"role": "user", "content": "QUESTION"}
+    hint = "model.chat_template is given `messages` (role, content) and `add_generation_prompt`"
+    try:
+        text = tokenizer.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        raise IftError(f"the chat template of the spec fails: {error}", hint=hint) from None
+    if "QUESTION" not in text:
+        raise IftError(
+            "the chat template of the spec does not show what the user says", wanted="its text", hint=hint
+        )
 
 
 def is_encoder_decoder(folder: Path) -> bool:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REAL, REAL_SHA256
+from conftest import REAL, REAL_SHA256, make_model
 
 from ift import packages, storage
 from ift.errors import IftError
 from ift.models import base
+from ift.prompts.chat import end_of_turn, prompt_text
 
 IDS = list(range(3, 43))
 
@@ -384,3 +385,44 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path, tiny_model: Pat
         with pytest.raises((ValueError, IftError)):
             load(folder)
     assert not (tmp_path / "ran").exists()
+
+
+PLAIN = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+def test_a_base_model_gets_the_specs_chat_template(tmp_path: Path, own_cache: Path) -> None:
+    bare = make_model(tmp_path / "bare", chat=False)
+    folder = base.with_chat_template(bare, PLAIN)
+    assert base.with_chat_template(bare, PLAIN) == folder  # made once
+    tokenizer = base.load_tokenizer(folder)
+    assert prompt_text(tokenizer, "Say hi.") == "[user] Say hi.<|im_end|>\n[assistant] "
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    tokenizer.save_pretrained(tmp_path / "exported")
+    assert base.load_tokenizer(tmp_path / "exported").chat_template == PLAIN
+    assert base.parameter_count(folder) == base.parameter_count(bare)
+    assert base.digest(folder) != base.digest(bare)  # it is asked in other words
+    assert base.load_tokenizer(bare).chat_template is None
+
+
+def test_the_specs_chat_template_goes_before_the_models_own(tmp_path: Path, own_cache: Path) -> None:
+    model = make_model(tmp_path / "model")
+    assert base.load_tokenizer(base.with_chat_template(model, PLAIN)).chat_template == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("template", "what"),
+    [
+        ("{{ messages | length }}", "the chat template of the spec does not show what the user says"),
+        ("{% for m in messages %}{{ m.content }}", "the chat template of the spec fails: "),
+        ("{{ raise_exception('no ' ~ messages[0].role) }}", "the chat template of the spec fails: no user"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_used(
+    template: str, what: str, tmp_path: Path, own_cache: Path
+) -> None:
+    with pytest.raises(IftError) as error:
+        base.with_chat_template(make_model(tmp_path / "model"), template)
+    assert error.value.what.startswith(what)
