@@ -14,6 +14,7 @@ from typing import Any
 from ift.data.gather import Gathered
 from ift.errors import IftError
 from ift.prompts import sandbox
+from ift.prompts.chat import exchanges
 from ift.prompts.template import Instruction, choose
 from ift.tasks.probes import Probe
 from ift.tasks.task import Example, Task
@@ -82,12 +83,14 @@ def items_of_test(task: Task, example: Example, shown: bool | None, allow_code: 
     if task.kind == "text":
         return []
     if task.kind == "chat":  # the first answer; later ones hang on what was answered before
-        said = [turn["content"] for turn in example.fields["messages"] if turn["role"] == "system"]
-        turns = [turn for turn in example.fields["messages"] if turn["role"] != "system"]
-        if [turn["role"] for turn in turns[:2]] != ["user", "assistant"]:
+        try:
+            system, pairs = exchanges(example.fields["messages"])
+        except ValueError:  # no conversation: training sets such a row aside, and says why
             return []
-        system = said[0] if said else task.system
-        return [{**item, "system": system, "prompt": turns[0]["content"], "reference": turns[1]["content"]}]
+        question, answer = pairs[0]
+        if answer is None:
+            return []
+        return [{**item, "system": system or task.system, "prompt": question, "reference": answer}]
     template = choose(task.evaluation_wordings, pass_=0, example_id=example.id)
     key = f"0/{example.id}"
     worded = template.word(example.fields, key=key, show_options=shown, with_choices=True)

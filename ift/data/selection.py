@@ -8,11 +8,12 @@ Out: a `Selection`: every task once, the tree of mixes over those that are train
 
 import fnmatch
 import glob
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from ift.data import formats
 from ift.data.mixture import Leaf, Mix, leaves
@@ -155,19 +156,20 @@ def _of_data(ref: TaskRef, notes: list[str]) -> list[Task]:
     empty: list[Path] = []
     for path in paths:
         try:
-            columns = _columns(path)
+            row, broken = _first_row(path)
         except formats.Empty:
             if len(paths) == 1:
                 raise
             empty.append(path)
             continue
-        layout = layouts.detect(columns)
+        layout = layouts.detect(row)
         if layout is None:
-            has = f"has the columns {', '.join(columns)}" if columns else "has no row that can be read"
+            raise _without_layout(path, row, broken)
+        if tools := [column for column in layouts.TOOLS if row.get(column)]:
             raise IftError(
-                f"{path} {has}",
-                wanted=f"the columns of {layouts.WANTED}",
-                hint="or a task file that maps them: docs/tasks.md",
+                f"{path} has a column `{tools[0]}`, and calls of tools are not trained",
+                wanted="rows without it",
+                hint="a task file that maps the other columns leaves it out knowingly: docs/tasks.md",
             )
         values = {**layouts.values(layout), "source": {"files": str(path.resolve())}}
         if ref.cluster:
@@ -186,10 +188,31 @@ def _of_data(ref: TaskRef, notes: list[str]) -> list[Task]:
     return tasks
 
 
-def _columns(path: Path) -> list[str]:
-    """The columns of a file's first rows, together: the order of rows says nothing."""
-    rows = (row.values for row in formats.read(path) if isinstance(row, formats.Row))
-    return list(dict.fromkeys(column for row in islice(rows, _ROWS_LOOKED_AT) for column in row))
+def _first_row(path: Path) -> tuple[dict[str, Any], str]:
+    """The columns of a file's first rows, each with the first value that is not empty: the order of rows says nothing.
+    And why the first row that cannot be read cannot be.
+    """
+    found: dict[str, Any] = {}
+    broken = ""
+    for row in islice(formats.read(path), _ROWS_LOOKED_AT):
+        if isinstance(row, formats.Bad):
+            broken = broken or f"line {row.line}: {row.reason}"
+            continue
+        for column, value in row.values.items():
+            found[column] = found.get(column) or value
+    return found, broken
+
+
+def _without_layout(path: Path, row: Mapping[str, Any], broken: str) -> IftError:
+    has = f"has the columns {', '.join(row)}" if row else f"has no row that can be read ({broken})"
+    prose = path.suffix.lower() == ".txt"
+    return IftError(
+        f"{path} {has}",
+        wanted=f"the columns of {layouts.WANTED}",
+        hint='prose goes into rows {"text": "…"}, one a document, in a .jsonl file'
+        if prose
+        else "or a task file that maps them: docs/tasks.md",
+    )
 
 
 def _name_of(path: Path) -> str:

@@ -26,7 +26,7 @@ read to its half (`halves`).
      .   .  .     x   x  x
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ift.prompts.chat import (
@@ -130,6 +130,7 @@ def conversation(tokenizer: Tokenizer, messages: Sequence[Message], *, max_lengt
     """
     ids: list[int] = []
     supervised: list[bool] = []
+    learned = _learned(messages)
     for read, answer in encode_exchanges(tokenizer, messages):
         if not answer:
             break
@@ -141,10 +142,21 @@ def conversation(tokenizer: Tokenizer, messages: Sequence[Message], *, max_lengt
                 raise TooLong(too_long(length, max_length))
             break
         ids += read + answer
-        supervised += [False] * len(read) + [True] * len(answer)
-    if not ids:
-        raise ValueError("no turn is the assistant's: no token would be supervised")
+        supervised += [False] * len(read) + [next(learned)] * len(answer)
+    if not any(supervised):
+        raise ValueError(_nothing_learned(messages))
     return Document(ids, supervised)
+
+
+def _nothing_learned(messages: Sequence[Message]) -> str:
+    answered = any(turn["role"] == "assistant" for turn in messages)
+    why = "no turn of the assistant's is to be learned" if answered else "no turn is the assistant's"
+    return f"{why}: no token would be supervised"
+
+
+def _learned(messages: Sequence[Message]) -> Iterator[bool]:
+    """Of each answer, whether it is to be learned."""
+    return (turn.get("weight") != "0" for turn in messages if turn["role"] == "assistant")
 
 
 def answers(tokenizer: Tokenizer, messages: Sequence[Message], *, max_length: int) -> list[Document]:
@@ -154,12 +166,17 @@ def answers(tokenizer: Tokenizer, messages: Sequence[Message], *, max_length: in
     """
     found: list[Document] = []
     history: list[int] = []
-    for read, answer in encode_exchanges(tokenizer, messages):
+    for (read, answer), learned in zip(
+        encode_exchanges(tokenizer, messages), _learned(messages), strict=False
+    ):
         if not answer:
             break
         if len(answer) < 2:
             raise ValueError("the tokenizer has no token for an answer")
         history += read
+        if not learned:
+            history += answer
+            continue
         document = _answered(close_source(tokenizer, history), answer)
         if len(document.ids) > max_length:
             if not found:
@@ -168,7 +185,7 @@ def answers(tokenizer: Tokenizer, messages: Sequence[Message], *, max_length: in
         found.append(document)
         history += answer
     if not found:
-        raise ValueError("no turn is the assistant's: no token would be supervised")
+        raise ValueError(_nothing_learned(messages))
     return found
 
 

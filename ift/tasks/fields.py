@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,7 @@ Row = Mapping[str, Any]
 # What public data sets call the parties of a dialogue.
 ROLES = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "prompter": "user",
@@ -50,7 +51,11 @@ class FieldSpec(Strict):
     bio: str | None = Field(
         None, description="a column with a list of tokens; `tags` names that of their tags"
     )
-    turns: str | None = Field(None, description="a column with the turns of a dialogue")
+    turns: str | dict[str, Literal["system", "user", "assistant"]] | None = Field(
+        None,
+        description="a column with the turns of a dialogue, or a mapping of columns, in order, to who says the text in "
+        "them: system, user or assistant",
+    )
 
     names: tuple[str, ...] | None = Field(None, description="a list of names; an integer 0 means the first")
     map: dict[str, str | int] | None = Field(None, description="a mapping of values, as text, to others")
@@ -60,6 +65,7 @@ class FieldSpec(Strict):
     index_in: str | None = Field(
         None, description="a column with a list; the field is the value's place in it"
     )
+    text: bool = Field(False, description="true or false: a list or a mapping is a bad row")
     strip_end: bool = Field(False, description="true or false: cut off an end marker such as </s>")
     with_: str = Field(" ", alias="with", description="what stands between the texts joined")
     tags: str | None = Field(None, description="a column with a list of tags, one a token")
@@ -71,13 +77,13 @@ class FieldSpec(Strict):
         if len(origins) != 1:
             raise ValueError("a field comes from one of `column`, `join`, `list`, `bio`, `turns`")
         allowed = {
-            "column": {"names", "map", "default", "split", "part", "index_in", "strip_end"},
+            "column": {"names", "map", "default", "split", "part", "index_in", "text", "strip_end"},
             "join": {"with", "default"},
             "list": set(),
             "bio": {"tags", "names", "types"},
             "turns": set(),
         }[origins[0]]
-        every = ("names", "map", "default", "split", "index_in", "strip_end", "with", "tags", "types")
+        every = ("names", "map", "default", "split", "index_in", "text", "strip_end", "with", "tags", "types")
         if wrong := [key for key in every if key not in allowed and self._given(key)]:
             raise ValueError(f"`{wrong[0]}` does not go with `{origins[0]}`")
         if self.bio and not self.tags:
@@ -91,7 +97,8 @@ class FieldSpec(Strict):
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that it reads."""
-        one = [self.column, self.bio, self.tags, self.turns, self.index_in]
+        spoken = (self.turns,) if isinstance(self.turns, str) else self.turns or ()
+        one = [self.column, self.bio, self.tags, self.index_in, *spoken]
         return (*(c for c in one if c), *(self.join or ()), *(self.list_ or ()))
 
     def value(self, row: Row) -> Any:
@@ -103,14 +110,18 @@ class FieldSpec(Strict):
             return [present(get(row, path), path) for path in self.list_]
         if self.bio and self.tags:
             return _entities(self.bio, row, self.tags, self.names, self.types or {})
-        if self.turns:
+        if isinstance(self.turns, str):
             return turns(get(row, self.turns), self.turns)
+        if self.turns:
+            return _spoken(row, self.turns)
         assert self.column
         return self._of_column(self.column, row)
 
     def _of_column(self, path: str, row: Row) -> Any:
         value = get(row, path) if self.default is None else get(row, path, missing=self.default)
         value = present(value, path, self.default)
+        if self.text and isinstance(value, (Sequence, Mapping)) and not isinstance(value, str):
+            raise ValueError(f"`{path}` is a {type(value).__name__}, not a text")
         if self.strip_end and isinstance(value, str):
             value = present(_without_end_marker(value), path)
         if self.split is not None and not _is_default(value, self.default):
@@ -204,10 +215,11 @@ def name_of(value: Any, names: Sequence[str], path: str) -> str:
 def turns(value: Any, path: str) -> list[dict[str, str]]:
     """A dialogue as `[{"role": "user", "content": …}, …]`.
 
-    Reads OpenAI's `role` and `content`, ShareGPT's `from` and `value`, and plain texts that take turns.
+    Reads OpenAI's `role` and `content`, ShareGPT's `from` and `value`, plain texts that take turns, and pairs of them;
+    also as JSON in a text. An answer that is not to be learned (`weight` 0, or `train` false) has the weight "0".
     """
     messages = []
-    for number, turn in enumerate(_list(value, path)):
+    for number, turn in enumerate(_unpaired(_list(_parsed(value), path))):
         if isinstance(turn, str):
             turn = {"role": ("user", "assistant")[number % 2], "content": turn}
         if not isinstance(turn, Mapping):
@@ -215,15 +227,62 @@ def turns(value: Any, path: str) -> list[dict[str, str]]:
                 f"turn {number + 1} of `{path}` is a {type(turn).__name__}, not a text or a mapping"
             )
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        role = role.casefold() if isinstance(role, str) else role
         if role not in ROLES:
             raise ValueError(
                 f"turn {number + 1} of `{path}` is by {role!r}; wanted one of {', '.join(ROLES)}"
             )
+        if turn.get("tool_calls") or turn.get("function_call"):
+            raise ValueError(f"turn {number + 1} of `{path}` calls a tool, which is not trained")
+        if isinstance(content, Sequence) and not isinstance(content, str):
+            content = _joined_parts(content, f"turn {number + 1} of `{path}`")
         if not isinstance(content, str):
             raise ValueError(f"turn {number + 1} of `{path}` has no text")
-        messages.append({"role": ROLES[role], "content": content.strip()})
+        unlearned = {"weight": "0"} if turn.get("weight") in (0, "0") or turn.get("train") is False else {}
+        messages.append({"role": ROLES[role], "content": content.strip(), **unlearned})
     if not messages:
         raise ValueError(f"`{path}` has no turn")
+    return messages
+
+
+def _unpaired(found: Sequence[Any]) -> list[Any]:
+    """Pairs of a question and its answer as the turns that they are."""
+    pairs = [isinstance(each, Sequence) and not isinstance(each, str) and len(each) == 2 for each in found]
+    return [text for pair in found for text in pair] if found and all(pairs) else list(found)
+
+
+def _parsed(value: Any) -> Any:
+    """What a text says that is a list in JSON, as tables hold dialogues; else `value`."""
+    if not (isinstance(value, str) and value.lstrip().startswith("[")):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _joined_parts(parts: Sequence[Any], where: str) -> str:
+    """The text of a message in parts, as OpenAI has it: `[{"type": "text", "text": "Hi"}]`."""
+    for part in parts:
+        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise ValueError(f"{where} has a part of the type {kind!r}; only text is trained")
+    return "\n".join(part["text"] for part in parts)
+
+
+def _spoken(row: Row, roles: Mapping[str, str]) -> list[dict[str, str]]:
+    """The turns of several columns one after the other; those that are missing or empty say nothing."""
+    messages: list[dict[str, str]] = []
+    for path, role in roles.items():
+        value = _parsed(get(row, path, missing=None))
+        if isinstance(value, str):
+            text = value.replace("\r\n", "\n").strip()
+            text = _without_end_marker(text) if role == "assistant" else text
+            messages += [{"role": role, "content": text}] if text else []
+        elif value is not None and not (isinstance(value, float) and math.isnan(value)) and value != []:
+            messages += turns(value, path)
+    if not messages:
+        raise ValueError(f"nobody says anything in {', '.join(f'`{path}`' for path in roles)}")
     return messages
 
 

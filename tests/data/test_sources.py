@@ -1,5 +1,6 @@
 """Sources: rows from packages and the hub come as they are there, and what is missing is said."""
 
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def test_a_hub_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # ── layouts: data without a task file ──
 
 
+KIND = {"role": "system", "content": "Be kind."}
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 LAYOUTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (
@@ -128,6 +130,40 @@ LAYOUTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("messages", {"messages": TURNS}, {"messages": TURNS}),
     ("messages", {"messages": ["Hi", "Hello"]}, {"messages": TURNS}),
     ("text", {"text": "Once", "id": 7}, {"text": "Once"}),
+    ("messages", {"messages": json.dumps(TURNS)}, {"messages": TURNS}),
+    ("messages", {"messages": TURNS, "system": "Be kind."}, {"messages": [KIND, *TURNS]}),
+    (
+        "sharegpt",
+        {
+            "system": "Be kind.",
+            "conversations": [{"from": "Human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}],
+        },
+        {"messages": [KIND, *TURNS]},
+    ),
+    ("exchange", {"prompt": TURNS[:1], "completion": TURNS[1:]}, {"messages": TURNS}),
+    (
+        "exchange",
+        {"system": "Be kind.", "prompt": "Hi", "response": "Hello</s>"},
+        {"messages": [KIND, *TURNS]},
+    ),
+    (
+        "exchange",
+        {
+            "system": "",
+            "history": [["Hi", "Hello"]],
+            "instruction": "Greet",
+            "input": "Ada",
+            "output": "Hello, Ada",
+        },
+        {
+            "messages": [
+                *TURNS,
+                {"role": "user", "content": "Greet"},
+                {"role": "user", "content": "Ada"},
+                {"role": "assistant", "content": "Hello, Ada"},
+            ]
+        },
+    ),
 ]
 
 
@@ -156,3 +192,21 @@ def test_an_alpaca_input_stands_below_its_instruction(tmp_path: Path) -> None:
 )
 def test_columns_without_a_layout(columns: list[str]) -> None:
     assert layouts.detect(columns) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"prompt": "Hi", "completion": ["Hello"]}, "`completion` is a list, not a text"),
+        ({"prompt": {"text": "Hi"}, "completion": "Hello"}, "`prompt` is a dict, not a text"),
+        ({"instruction": ["Greet"], "output": "Hello"}, "`instruction` is a list, not a text"),
+    ],
+)
+def test_what_is_no_text_is_not_trained_as_one(tmp_path: Path, row: dict[str, Any], why: str) -> None:
+    layout = layouts.detect(row)
+    assert layout
+    task = tasks.of_values(
+        "mine", {**layouts.values(layout), "source": {"files": "a.jsonl"}}, tmp_path, where="a"
+    )
+    with pytest.raises(ValueError, match=f"^{why}$"):
+        task.example(row)

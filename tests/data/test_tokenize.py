@@ -329,6 +329,17 @@ def test_a_conversation_without_an_answer_is_refused(
         conversation(tiny_tokenizer, messages, max_length=100)
 
 
+def test_an_answer_that_is_not_to_be_learned_is_read(tiny_tokenizer: Any) -> None:
+    plain = talk("good?", "very", "and long?", "no")
+    marked = [*plain[:1], {**plain[1], "weight": "0"}, *plain[2:]]
+    whole, part = (conversation(tiny_tokenizer, turns, max_length=100) for turns in (plain, marked))
+    assert part.ids == whole.ids
+    first = len(conversation(tiny_tokenizer, plain[:2], max_length=100).ids)
+    assert part.supervised == [False] * first + whole.supervised[first:]
+    with pytest.raises(ValueError, match=r"^no turn of the assistant's is to be learned: no token would be"):
+        conversation(tiny_tokenizer, marked[:2], max_length=100)
+
+
 def test_another_role_is_refused_by_its_name(tiny_tokenizer: Any) -> None:
     messages = [*talk("good?", "very"), {"role": "tool", "content": "42"}]
     with pytest.raises(ValueError, match=r"^turn 3 has the role `tool`, not system, user or assistant$"):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ift.errors import IftError
+from ift.tasks import fields
 from ift.tasks import task as tasks
 from ift.tasks.task import Choices, Skip, Source, Task, TemplateSpec
 
@@ -432,3 +433,48 @@ def test_columns_that_no_template_names_may_be_empty() -> None:
     }
     with pytest.raises(ValueError, match="`text` is null"):
         task.example({"text": None, "label": 1})
+
+
+PARTS = [{"type": "text", "text": "Look:"}, {"type": "text", "text": "a cat"}]
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        ({"role": "User", "content": " Hi "}, {"role": "user", "content": "Hi"}),
+        ({"role": "developer", "content": "Be kind."}, {"role": "system", "content": "Be kind."}),
+        ({"role": "user", "content": PARTS}, {"role": "user", "content": "Look:\na cat"}),
+        (
+            {"from": "gpt", "value": "Hello", "weight": 0},
+            {"role": "assistant", "content": "Hello", "weight": "0"},
+        ),
+        (
+            {"role": "assistant", "content": "Hello", "train": False},
+            {"role": "assistant", "content": "Hello", "weight": "0"},
+        ),
+        ({"role": "assistant", "content": "Hello", "weight": 1}, {"role": "assistant", "content": "Hello"}),
+    ],
+)
+def test_a_turn_is_read_as_people_write_it(turn: dict[str, Any], message: dict[str, str]) -> None:
+    assert fields.turns([turn], "messages") == [message]
+    assert fields.turns([message], "messages") == [message]  # what was read reads the same again
+
+
+@pytest.mark.parametrize(
+    ("turn", "why"),
+    [
+        (
+            {"role": "user", "content": [{"type": "image_url"}]},
+            "has a part of the type 'image_url'; only text is",
+        ),
+        (
+            {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]},
+            "calls a tool, which is not trained",
+        ),
+        ({"role": "tool", "content": "42"}, "is by 'tool'; wanted one of system, developer, user"),
+        ({"role": "user", "content": None}, "has no text"),
+    ],
+)
+def test_a_turn_that_cannot_be_trained_says_why(turn: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=f"turn 1 of `messages` {re.escape(why)}"):
+        fields.turns([turn], "messages")

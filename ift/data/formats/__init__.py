@@ -1,7 +1,7 @@
 """Rows out of files, each with the line it stands on; a broken line is a `Bad`, never the end of the file.
 
 In:  a path. What its ending says decides how it is read; text may be packed as .gz or .zst:
-         .jsonl         an object a line
+         .jsonl .ndjson an object a line
          .json          a list of objects, bare or under one key; lists by column; objects a line
          .csv .tsv      a table, its first line naming the columns unless `columns` does
          .txt           with `columns`: a table with tabs; without: as .conll

@@ -28,7 +28,7 @@ from ift.errors import IftError
 TABLES = (".csv", ".tsv", ".txt")
 _TOKENS = (".conll", ".bio", ".txt")
 _YAML = (".yml", ".yaml")
-TEXT = (".jsonl", ".json", *TABLES, ".conll", ".bio", *_YAML)
+TEXT = (".jsonl", ".ndjson", ".json", *TABLES, ".conll", ".bio", *_YAML)
 PACKED = (".gz", ".zst")
 _BUFFER = 1 << 16  # bytes read at once
 
@@ -172,7 +172,7 @@ def _of_lines(
         lines = _before_cut(lines, end.encode(), unpacked)
         text = map(text_of, lines)
     try:
-        if kind == ".jsonl":
+        if kind in (".jsonl", ".ndjson"):
             yield from read_jsonl(lines)
         elif kind in _TOKENS and not columns:
             yield from map(checked, read_tokens(text))

@@ -1,6 +1,6 @@
 """Layouts: data that needs no task file, because its columns say what they are.
 
-In:  a row's columns.
+In:  a row, or its columns alone.
 Out: the layout's name, and what a task file for it would say.
 
     detect({"prompt": "Hi", "completion": "Hello"})    # "prompt_completion"
@@ -25,22 +25,29 @@ _LAYOUTS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset(["prompt", "output"]), "prompt_output"),
     (frozenset(["text"]), "text"),
 )
+_SINGLE = ("alpaca", "prompt_completion", "prompt_response", "prompt_output")
+TOOLS = ("tools", "functions")  # columns of what no layout reads, and nothing may drop in silence
 WANTED = (
     "prompt and completion (or response, output), instruction and output (Alpaca), conversations (ShareGPT), messages "
     "(OpenAI), or text alone"
 )
 
 
-def detect(columns: Iterable[str]) -> str | None:
+def detect(row: Iterable[str]) -> str | None:
     """The layout of a row with these columns; None where it is none of them.
 
-    `text` counts only where it stands alone: beside a label it is a task that someone has to describe.
+    `text` counts only where it stands alone: beside a label it is a task that someone has to describe. A prompt that
+    comes with a system text or a history, or that is a list of messages, is a conversation.
     """
-    there = frozenset(columns)
+    there = frozenset(row)
     for needed, name in _LAYOUTS:
         if needed <= there and (name != "text" or there <= {"text", "id", "url", "title", "source", "meta"}):
-            return name
+            return "exchange" if name in _SINGLE and isinstance(row, Mapping) and _is_exchange(row) else name
     return None
+
+
+def _is_exchange(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("system") or row.get("history")) or isinstance(row.get("prompt"), list)
 
 
 @lru_cache
