@@ -71,7 +71,9 @@ def fetch_model(
         progress=progress,
         notify=notify,
     )
-    return base.with_chat_template(folder, model.chat_template) if model.chat_template else folder
+    if not (model.chat_template or model.chat_template_options):
+        return folder
+    return base.with_chat_template(folder, model.chat_template, model.chat_template_options)
 
 
 def _registered(source: str, uri: str, notify: Callable[[str], None]) -> Path:

@@ -22,6 +22,7 @@ from ift.strict_yaml import Strict
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 
 
 class ModelSpec(Strict):
@@ -42,6 +43,11 @@ class ModelSpec(Strict):
     chat_template: str | None = Field(
         None,
         description="the Jinja text of a chat template, for a base model that has none or instead of its own",
+    )
+    chat_template_options: dict[Name, bool | int | str] | None = Field(
+        None,
+        description="a mapping of what the chat template asks for, such as {enable_thinking: false}: fixed for "
+        "training, evaluation and whoever uses the result",
     )
 
     @field_validator("chat_template")

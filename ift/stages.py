@@ -211,6 +211,7 @@ class Job:
         from ift.data.draws import draws_of
         from ift.data.wording import limits_of
         from ift.models import base
+        from ift.prompts.chat import begun_otherwise
 
         spec = self.spec
 
@@ -232,6 +233,11 @@ class Job:
             )
             for note in manifest["notes"]:
                 stage.note(note)
+            if otherwise := begun_otherwise(base.load_tokenizer(self.model_dir)):
+                stage.note(
+                    f"the chat template: {otherwise}. Answers are trained right behind the prompt; for a model that "
+                    "reasons, model.chat_template_options={enable_thinking: false} may make the two alike"
+                )
             for note in _left_out(manifest, self.folder / "prepare"):
                 stage.note(note)
             self._tell_of_data(manifest)

@@ -364,7 +364,7 @@ def merge(
     try:
         notify("writing")
         merged.to(stored).save_pretrained(partial)
-        base.load_tokenizer(folder).save_pretrained(partial)
+        base.save_tokenizer(base.load_tokenizer(folder), partial)
         del adapted, merged
         notify("reading it again")
         tolerance = 1e-4 if stored == torch.float32 else 3e-2

@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 from ift import packages, storage, strict_yaml
 from ift.errors import IftError
 from ift.models import remote_code
+from ift.prompts.chat import end_of_turn
 
 Progress = Callable[[int, int | None], None]
 ADAPTER = "adapter_config.json"  # what a folder has that holds an adapter alone
@@ -224,12 +225,23 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def with_chat_template(folder: Path, template: str) -> Path:
-    """A folder of links to the files of `folder`, whose chat template is `template`, a Jinja text.
+def with_chat_template(
+    folder: Path, template: str | None, options: Mapping[str, bool | int | str] | None = None
+) -> Path:
+    """A folder of links to the files of `folder`, whose chat template is `template`, a Jinja text, or its own.
 
-    All that reads the model finds the template there, and what is exported has it. Raises `IftError` for a template
-    that does not show what it is given.
+    `options` are set at the template's head. All that reads the model finds the template there, and what is exported
+    has it. Raises `IftError` where there is none, and for one that does not show what it is given.
     """
+    template = template or load_tokenizer(folder).chat_template
+    if not isinstance(template, str):
+        raise IftError(
+            f"model.chat_template_options are for a chat template, and the model in {folder} has none",
+            wanted="a model with one, or model.chat_template",
+        )
+    # JSON writes these as Jinja does
+    sets = "".join(f"{{% set {name} = {json.dumps(value)} %}}" for name, value in (options or {}).items())
+    template = sets + template
     key = hashlib.sha256(f"{folder.resolve()}\n{template}".encode()).hexdigest()[:16]
     target = storage.cache_dir() / "templated" / f"{folder.name}-{key}"
     if not target.is_dir():
@@ -262,6 +274,22 @@ def _check_template(tokenizer: Any) -> None:
         raise IftError(
             "the chat template of the spec does not show what the user says", wanted="its text", hint=hint
         )
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """The tokenizer into the exported model's `folder`; and the model is told to stop where its turns end.
+
+    A base model's own end is that of a document, which a chat template's turns never reach.
+    """
+    tokenizer.save_pretrained(folder)
+    if is_adapter(folder):
+        return
+    path = folder / "generation_config.json"
+    settings = storage.read_json(path) or {}
+    ends = settings.get("eos_token_id")
+    known = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if (end := end_of_turn(tokenizer)) not in known:
+        storage.write_json(path, {**settings, "eos_token_id": [*known, end] if known else end})
 
 
 def is_encoder_decoder(folder: Path) -> bool:

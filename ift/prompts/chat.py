@@ -284,6 +284,33 @@ def exchanges(messages: Sequence[Message]) -> tuple[str, list[tuple[str, str | N
     return "\n\n".join(system), list(zip(texts[::2], answers, strict=True))
 
 
+def begun_otherwise(tokenizer: Tokenizer) -> str | None:
+    """Where the chat template has an answer begin, if it is not right behind a prompt; None where it is.
+
+    Training has every answer stand right behind a prompt, which is where generation begins. Templates of models that
+    reason open a thought there, or have an empty one before an answer: what is trained would then be inside of it, or
+    without it.
+    """
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}]
+    prompt = _render(tokenizer, turns[:1])
+    try:
+        whole: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    except ValueError:
+        return None
+    before = whole.partition("ANSWER")[0]
+    if before.rstrip() == prompt.rstrip():
+        return None
+    at = next(
+        (i for i, (a, b) in enumerate(zip(before, prompt, strict=False)) if a != b),
+        min(len(before), len(prompt)),
+    )
+    return (
+        f"a prompt ends with {prompt[at:]!r}, and an answer in a conversation stands behind {before[at:]!r}"
+    )
+
+
 def end_of_turn(tokenizer: Tokenizer) -> int:
     """The token that ends an assistant's turn in the chat template, else the end-of-sequence token.
 

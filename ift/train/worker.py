@@ -382,7 +382,7 @@ class Worker:
             shutil.rmtree(folder, ignore_errors=True)
         self.engine.export(folder)
         if self.rank == 0:
-            base.load_tokenizer(self.job.model_dir).save_pretrained(folder)
+            base.save_tokenizer(base.load_tokenizer(self.job.model_dir), folder)
         torch.distributed.barrier()
 
     def _export(self, first: int) -> dict[str, Any]:

@@ -426,3 +426,36 @@ def test_a_chat_template_that_cannot_be_used(
     with pytest.raises(IftError) as error:
         base.with_chat_template(make_model(tmp_path / "model"), template)
     assert error.value.what.startswith(what)
+
+
+def test_options_of_a_chat_template_are_fixed_for_all_who_use_it(tmp_path: Path, own_cache: Path) -> None:
+    thinking = PLAIN + "{% if enable_thinking is defined and enable_thinking is false %}<done>{% endif %}"
+    model = make_model(tmp_path / "model")
+    options = {"enable_thinking": False, "name": 'a "b"', "count": 3}
+    folder = base.with_chat_template(model, thinking, options)
+    assert base.load_tokenizer(folder).chat_template == (
+        '{% set enable_thinking = false %}{% set name = "a \\"b\\"" %}{% set count = 3 %}' + thinking
+    )
+    assert prompt_text(base.load_tokenizer(folder), "Hi") == "[user] Hi<|im_end|>\n[assistant] <done>"
+    own = base.with_chat_template(model, None, {"enable_thinking": False})
+    assert prompt_text(base.load_tokenizer(own), "Hi") == prompt_text(base.load_tokenizer(model), "Hi")
+    with pytest.raises(IftError, match=r"are for a chat template, and the model in .* has none"):
+        base.with_chat_template(make_model(tmp_path / "bare", chat=False), None, {"enable_thinking": False})
+
+
+@pytest.mark.parametrize(
+    ("ends", "wanted"), [(0, [0, 2]), ([0, 1], [0, 1, 2]), (2, 2), ([0, 2], [0, 2]), (None, 2)]
+)
+def test_an_exported_model_stops_where_its_turns_end(
+    ends: Any, wanted: Any, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    """As of a base model with a chat template: the end of a document is all that it knows."""
+    assert end_of_turn(tiny_tokenizer) == 2
+    told = {"top_p": 0.9, **({} if ends is None else {"eos_token_id": ends})}
+    (tmp_path / "generation_config.json").write_text(json.dumps(told))
+    base.save_tokenizer(tiny_tokenizer, tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text()) == {
+        "top_p": 0.9,
+        "eos_token_id": wanted,
+    }
+    assert base.load_tokenizer(tmp_path).chat_template == tiny_tokenizer.chat_template

@@ -558,3 +558,19 @@ def test_a_tokenizer_without_an_end_is_refused(template: str | None) -> None:
         "the tokenizer has no end-of-sequence token\n  wanted: an eos_token\n"
         "  next:   set one in tokenizer_config.json"
     )
+
+
+def test_answers_that_do_not_begin_where_prompts_end_are_told(tokenizers: dict[str, Any]) -> None:
+    for name in (*STEADY, "base"):
+        assert chat.begun_otherwise(tokenizers[name]) is None, name
+    begun = chat.begun_otherwise(tokenizers["begun"])
+    assert begun == "a prompt ends with '<think>\\n', and an answer in a conversation stands behind ''"
+    empty = copy.deepcopy(tokenizers["chatml"])
+    said = "{{ message['content'] }}"
+    assert said in CHAT_TEMPLATE
+    empty.chat_template = CHAT_TEMPLATE.replace(
+        said, "{{ '<think></think>' if message.role == 'assistant' }}" + said
+    )
+    assert chat.begun_otherwise(empty) == (
+        "a prompt ends with '', and an answer in a conversation stands behind '<think></think>'"
+    )
