@@ -127,12 +127,15 @@ def guard(
             "--listen and --url go together", wanted="where the guard listens, and how MLflow reaches it"
         )
     if once:
-        found = guards.look(registry, aliases, enforce=enforce, names=names)
+        wrong: list[str] = []
+        found = guards.look(registry, aliases, enforce=enforce, complain=wrong.append, names=names)
         for seen in found:
             _tell(seen, terminal)
-        if not found:
+        for what in wrong:
+            terminal.note(f"not checked: {what}")
+        if not found and not wrong:
             terminal.say(f"nothing was moved by other means than ift: {', '.join(aliases)}")
-        return all(seen.decision.passed for seen in found)
+        return not wrong and all(seen.decision.passed for seen in found)
     wake, passed = threading.Event(), True
 
     def tell(seen: guards.Seen) -> None:
@@ -163,7 +166,7 @@ def guard(
                 every=every,
                 names=names,
                 tell=tell,
-                complain=lambda what: terminal.note(f"{what}; the guard waits for it"),
+                complain=lambda what: terminal.note(f"{what}; the guard tries again"),
                 wake=wake,
                 stop=stop,
             )

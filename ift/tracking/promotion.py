@@ -24,14 +24,15 @@ moves themselves stand in a tag of the registered model (`ift.history.ALIAS`).
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ift.errors import IftError
 from ift.evaluate import forgetting
 from ift.tracking import gate
-from ift.tracking.registry import CANDIDATE, Registry, Version
+from ift.tracking.registry import CANDIDATE, Registry, Unreadable, Version
 from ift.tracking.values import TAG_LENGTH
 
 CHAMPION = "champion"
@@ -45,6 +46,10 @@ _PUNISHED = re.compile(
 )
 _UNKNOWN = re.compile(r"^\s*$|unstated|unknown|unchecked|not stated|unspecified", re.IGNORECASE)
 _RELOADED = 1e-3  # relative error of the logits up to which an export counts as reloaded
+
+
+class Moved(IftError):
+    """Somebody else has moved the alias, or is about to."""
 
 
 @dataclass(frozen=True)
@@ -99,32 +104,47 @@ def decide(
     `accepted` are words of licences whose terms somebody has read. `asked` are the champion's predictions of the
     version's items, where they were made anew.
     """
-    summary = registry.summary(version)
-    if summary is None or not summary.get("task"):
-        missing = (
-            "its files hold no results (ift.json): it was not registered by `ift run`, or they were deleted"
-        )
-        return Decision(version, champion, [gate.line("evaluations", "evaluations", "unclear", missing)])
-    tolerated = summary["gate"]["max_drop"] if max_drop is None else max_drop
-    own = gate.decide(summary["task"], summary["probes"], max_drop=tolerated, min_gain=min_gain)
-    lines = list(own["lines"])
-    if champion and champion.number != version.number:
-        lines += _against(registry, version, champion, tolerated, asked)
-    lines += [leaks(summary), export(summary, registry.files(version))]
-    lines += licences(summary.get("licenses") or {}, accepted)
-    return Decision(version, champion, lines)
+
+    def all_lines() -> list[dict[str, str]]:
+        summary = registry.summary(version)
+        if summary is None or not summary.get("task"):
+            missing = "its files hold no results (ift.json): it was not registered by `ift run`, or they were deleted"
+            return [gate.line("evaluations", "evaluations", "unclear", missing)]
+        tolerated = summary["gate"]["max_drop"] if max_drop is None else max_drop
+        own = gate.decide(summary["task"], summary["probes"], max_drop=tolerated, min_gain=min_gain)
+        lines = list(own["lines"])
+        if champion and champion.number != version.number:
+            check = f"against version {champion.number}"
+            lines += _readable(
+                "champion", check, lambda: _against(registry, version, champion, check, tolerated, asked)
+            )
+        lines += [leaks(summary), export(summary, registry.files(version))]
+        return lines + licences(summary.get("licenses") or {}, accepted)
+
+    return Decision(version, champion, _readable("evaluations", "evaluations", all_lines))
+
+
+def _readable(of: str, check: str, make: Callable[[], list[dict[str, str]]]) -> list[dict[str, str]]:
+    """The lines that `make` makes; an unclear one where what they are made of is not as `ift run` writes it."""
+    try:
+        return make()
+    except Unreadable as error:
+        return [gate.line(of, check, "unclear", error.what)]
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        words = f"its results are not as `ift run` writes them ({type(error).__name__}: {error})"
+        return [gate.line(of, check, "unclear", words)]
 
 
 def _against(
     registry: Registry,
     version: Version,
     champion: Version,
+    check: str,
     max_drop: float,
     asked: Sequence[Mapping[str, Any]] | None,
 ) -> list[dict[str, str]]:
     after = registry.predictions(version, "evaluate")
     before = asked if asked is not None else registry.predictions(champion, "evaluate")
-    check = f"against version {champion.number}"
     ask = "`--ask` asks it the same items now"
     if after is None:
         gone = "its predictions are not in MLflow, so it cannot be compared"
@@ -247,17 +267,18 @@ def promote(
             wanted="pass on every line",
             hint='--override "reason" promotes it all the same, and writes the reason down',
         )
-    _unmoved(registry, version.name, alias, decision.champion)
-    move = _claim(
-        registry,
-        version.name,
-        version.number,
-        alias,
-        how=PROMOTED if decision.passed else OVERRIDDEN,
-        by=by,
-        reason=override,
-    )
-    _unmoved(registry, version.name, alias, decision.champion)  # one may have ended before ours was claimed
+    compared = decision.champion.number if decision.champion else None
+    # nobody, or the version itself by other means than ours: it takes the place of none but the one compared with
+    with _unmoved(registry, version.name, alias, compared, None, version.number):
+        move = _claim(
+            registry,
+            version.name,
+            version.number,
+            alias,
+            how=PROMOTED if decision.passed else OVERRIDDEN,
+            by=by,
+            reason=override,
+        )
     _set(registry, version, alias, move)
     lines = "\n".join(f"{line['verdict']}: {line['check']}: {line['detail']}" for line in decision.lines)
     with registry.errors("written to"):
@@ -277,15 +298,15 @@ def rollback(registry: Registry, name: str, alias: str, *, by: str, reason: str 
     """Point `alias` at the version that held it before. Raises `IftError` where there is none whose files are there."""
     check_alias(alias)
     held = registry.aliases(name).get(alias)
-    versions = {version.number: version for version in registry.versions(name)}
-    for number in before(history(registry, name, alias), held):
-        version = versions.get(number)
-        if version and registry.files(version):
+    past = history(registry, name, alias)
+    version = with_files(registry, holders(registry, name, alias, held))
+    if version:
+        with _unmoved(registry, name, alias, held):
             move = _claim(
-                registry, version.name, version.number, alias, how=ROLLED_BACK, by=by, reason=reason
+                registry, name, version.number, alias, how=ROLLED_BACK, by=by, reason=reason, past=past
             )
-            _set(registry, version, alias, move)
-            return version, move
+        _set(registry, version, alias, move)
+        return version, move
     raise IftError(
         f"no version held `{alias}` of {name} before" + (f" version {held}" if held else ""),
         wanted="an earlier version that was promoted, and whose files are still there",
@@ -293,8 +314,20 @@ def rollback(registry: Registry, name: str, alias: str, *, by: str, reason: str 
     )
 
 
+def holders(registry: Registry, name: str, alias: str, held: int | None) -> list[Version]:
+    """The versions that held `alias` before `held`, the last first, as far as they are still registered."""
+    versions = {version.number: version for version in registry.versions(name)}
+    return [versions[n] for n in before(history(registry, name, alias), held) if n in versions]
+
+
+def with_files(registry: Registry, versions: Sequence[Version]) -> Version | None:
+    """The first of them whose model is there, and can be loaded."""
+    return next((version for version in versions if registry.files(version)), None)
+
+
 def before(moves: Sequence[Move], held: int | None) -> list[int]:
-    """The versions that held the alias before, the last first: a move back takes the later ones away.
+    """The versions that held the alias before, the last first: a move back takes the later ones away, and a version
+    that did not pass was never one that the alias may go back to.
 
     before([Move(1, 4, ...), Move(2, 7, ...)], held=7) == [4]
     """
@@ -305,7 +338,7 @@ def before(moves: Sequence[Move], held: int | None) -> list[int]:
                 stack.pop()
             if not stack and move.version:
                 stack.append(move.version)
-        elif not stack or stack[-1] != move.version:
+        elif move.how != NOT_PASSED and (not stack or stack[-1] != move.version):
             stack.append(move.version)
     while stack and stack[-1] == held:
         stack.pop()
@@ -321,8 +354,12 @@ def history(registry: Registry, name: str, alias: str) -> list[Move]:
 def return_alias(
     registry: Registry, of: Version, alias: str, to: Version | None, *, by: str, reason: str
 ) -> None:
-    """Take `alias` back from the version `of`: to the version that held it before, or away."""
-    move = _claim(registry, of.name, to.number if to else 0, alias, how=RETURNED, by=by, reason=reason)
+    """Take `alias` back from the version `of`: to the version that held it before, or away.
+
+    Raises `IftError` where `of` does not hold it any more.
+    """
+    with _unmoved(registry, of.name, alias, of.number):
+        move = _claim(registry, of.name, to.number if to else 0, alias, how=RETURNED, by=by, reason=reason)
     if to:
         _set(registry, to, alias, move)
     else:
@@ -334,21 +371,23 @@ def return_alias(
 def record(registry: Registry, version: Version, alias: str, *, how: str, reason: str = "") -> Move | None:
     """Write down a move that somebody made in MLflow's pages, who MLflow does not say.
 
-    None where it was `ift` after all, which writes its move down behind it.
+    None where it was `ift` after all, which writes its move down behind it. Raises `IftError` where the version does
+    not hold the alias any more: a decision on it is of no use then.
     """
     past = history(registry, version.name, alias)
     if past and past[-1].version == version.number and past[-1].how != NOT_PASSED:
         return None
-    move = _claim(
-        registry,
-        version.name,
-        version.number,
-        alias,
-        how=how,
-        by="somebody in MLflow",
-        reason=reason,
-        past=past,
-    )
+    with _unmoved(registry, version.name, alias, version.number):
+        move = _claim(
+            registry,
+            version.name,
+            version.number,
+            alias,
+            how=how,
+            by="somebody in MLflow",
+            reason=reason,
+            past=past,
+        )
     _remember(registry, version.name, alias, move)
     return move
 
@@ -413,20 +452,31 @@ def _remember(registry: Registry, name: str, alias: str, move: Move) -> None:
         registry.client.set_registered_model_tag(name, _tag(alias), text)
 
 
-def _unmoved(registry: Registry, name: str, alias: str, champion: Version | None) -> None:
-    """Raise `IftError` where another version holds the alias than the one that was compared with."""
-    held, expected = registry.aliases(name).get(alias), champion.number if champion else None
-    if held != expected:
-        compared = f"version {expected} was compared with" if expected else "nobody held it before"
-        raise _other(alias, f"{f'version {held}' if held else 'nobody'} holds it now, and {compared}")
+@contextmanager
+def _unmoved(
+    registry: Registry, name: str, alias: str, expected: int | None, *also: int | None
+) -> Iterator[None]:
+    """Raise `IftError` where another version holds the alias than was looked at, at the beginning of the block or, as
+    somebody may have come to an end before our claim, at its end."""
+
+    def check() -> None:
+        held = registry.aliases(name).get(alias)
+        if held != expected and held not in also:
+            then = f"version {expected}" if expected else "nobody"
+            now = f"version {held}" if held else "nobody"
+            raise _other(alias, f"{now} holds it now, and {then} held it before")
+
+    check()
+    yield
+    check()
 
 
 def _tag(alias: str) -> str:
     return f"ift.history.{alias}"
 
 
-def _other(alias: str, what: str) -> IftError:
-    return IftError(
+def _other(alias: str, what: str) -> Moved:
+    return Moved(
         f"somebody else has just moved `{alias}`: {what}",
         wanted="one promotion at a time",
         hint="look at what it is now (`ift models show NAME`), and promote again if you still want to",
