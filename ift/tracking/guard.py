@@ -122,7 +122,7 @@ def _warn(registry: Registry, version: Version, alias: str, text: str) -> None:
     """A line at the top of the version's page, in the place of an earlier one for the same alias."""
     mark = f"{WARNING}**`{alias}` was set here in MLflow, and this version** "
     rest = [line for line in version.description.split("\n") if not line.startswith(mark)]
-    page = "\n".join([f"{mark}{' '.join(text.split())}", "", *rest])
+    page = "\n".join([f"{mark}{promotion.short(text)}", "", *rest])  # the tag has all of it
     with registry.errors("written to"):
         registry.client.update_model_version(version.name, str(version.number), fit(page))
 

@@ -1,5 +1,6 @@
 """A version is promoted where it passes, by one person at a time, and every move of an alias is written down."""
 
+import json
 import shutil
 import threading
 from dataclasses import replace
@@ -145,7 +146,164 @@ def test_the_champion_is_compared_on_the_same_items_only(uri: str, tmp_path: Pat
     assert decided(uri, "3", asked=again).passed
 
 
+def test_the_run_that_is_easier_on_itself_sets_no_terms_against_the_champion(
+    uri: str, tmp_path: Path
+) -> None:
+    make_version(uri, tmp_path / "a", "reviews", tuned=(0.9, 0.8))
+    make_version(
+        uri,
+        tmp_path / "b",
+        "reviews",
+        tuned=(0.9, 0.65),
+        summary={"gate": {"max_drop": 0.9, "verdict": "pass"}},
+    )
+    promoted(uri, "1")
+    check = "probe words (accuracy) against version 1"
+    assert verdicts(decided(uri, "2"))["probe words (accuracy)"] == "pass"
+    assert verdicts(decided(uri, "2"))[check] == "fail"
+    assert verdicts(decided(uri, "2", max_drop=0.9))[check] == "pass"
+
+
+def test_a_probe_that_only_the_champion_was_asked_is_unclear(uri: str, tmp_path: Path) -> None:
+    more = [{"name": "words", "drop": {"value": 0.0}}, {"name": "sums", "drop": {"value": 0.0}}]
+    make_version(uri, tmp_path / "a", "reviews", summary={"probes": more})
+    make_version(uri, tmp_path / "b", "reviews")
+    promoted(uri, "1")
+    asked = predictions(0.9, 0.8)  # with `--ask` it answers the new one's items, and no others
+    [line] = decided(uri, "2", asked=asked).failed
+    assert (line["check"], line["verdict"]) == ("probe sums against version 1", "unclear")
+
+
+ROW = predictions(1.0, 1.0)[0]
+
+
+@given(
+    st.sampled_from(["kind", "metric", "prompt", "system", "choices", "ranking", "label", "shots", "check"]),
+    st.sampled_from(["another", ["another"], 3]),
+)
+def test_items_are_the_same_where_all_that_makes_them_is(key: str, value: Any) -> None:
+    assert promotion._items([ROW]) == promotion._items([{**ROW, "score": 0.0, "output": "no"}])
+    assert promotion._items([ROW]) == promotion._items([{"choices": None, **ROW}])
+    assert promotion._items([{**ROW, key: value}]) != promotion._items([ROW])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": {"decontaminate": 21}}, "only 21 words in a row count as a leak"),
+        (
+            {"probes": [{"name": "arc_easy", "metric": "acc norm"}]},
+            "not searched for the items of arc_easy, which the harness has",
+        ),
+    ],
+)
+def test_a_search_for_leaks_claims_no_more_than_was_searched(change: dict[str, Any], words: str) -> None:
+    line = promotion.leaks({"data": {"decontaminate": 20}, "probes": [{"name": "words"}], **change})
+    assert (line["verdict"], words in line["detail"]) == ("unclear", True)
+    passed = promotion.leaks({"data": {"decontaminate": 20}, "probes": [{"name": "w", "metric": "accuracy"}]})
+    assert passed["verdict"] == "pass"
+    assert "or 20 words in a row of one that ten other rows do not share" in passed["detail"]
+
+
+TERMS = {
+    "fail": [
+        "CC BY-NC 4.0",
+        "CC BY-NC_4.0",
+        "cc-by-nc-sa-4.0",
+        "CC-BY-NC-ND-4.0",
+        "CC BY-ND 4.0",
+        "cc-by-nd-4.0",
+        "CC_BY_ND",
+        "ccbync4",
+        "Attribution-NoDerivatives",
+        "Attribution-NonCommercial-NoDerivs 4.0",
+        "no derivatives",
+        "No_Derivative works",
+        "Non\u2011commercial",
+        "not for commercial use",
+        "commercial use is prohibited",
+        "for non-commercial research and education only",
+        "unstated (for non-commercial use, by its collector's word)",
+        "research purposes only",
+    ],
+    "unclear": [
+        "",
+        "unstated",
+        "other",
+        "Other (its own)",
+        "proprietary",
+        "All rights reserved",
+        "\u00a9 2020 Someone. All-Rights-Reserved.",
+        "n/a",
+        "N.A.",
+        "None",
+        "no license",
+    ],
+    "pass": [
+        "MIT",
+        "MIT (2nd edition)",
+        "Apache-2.0",
+        "CC BY 4.0",
+        "CC-BY-SA-3.0 and GFDL",
+        "CC0-1.0",
+        "OANC licence; the fiction part CC BY 3.0, CC BY-SA 3.0 and other free terms",
+        "free for any purpose; Google asks to be named as the source",
+        "Open Data Commons Attribution License",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "text"), [(verdict, text) for verdict, texts in TERMS.items() for text in texts]
+)
+def test_terms_are_known_in_all_spellings(verdict: str, text: str) -> None:
+    for spelled in (text, text.upper(), text.lower(), text.replace("-", "_"), text.replace(" ", "-")):
+        assert [line["verdict"] for line in promotion.licences({"a": spelled}, [])] == [verdict], spelled
+
+
 # ── the moves ──
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 9), st.text(max_size=6000), st.sampled_from(["promoted", promotion.NOT_PASSED])
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_a_history_keeps_its_newest_moves_however_long_their_reasons(
+    steps: list[tuple[int, str, str]],
+) -> None:
+    moves = [
+        Move(number, version, how, "ada", 1.7e9, promotion.short(reason))
+        for number, (version, reason, how) in enumerate(steps, 1)
+    ]
+    kept = moves[:0]
+    for move in moves:  # as one comes after the other
+        text = promotion._as_text([*kept, move])
+        assert len(text) <= 5000
+        kept = [Move(**entry) for entry in json.loads(text)]
+        assert kept[-1] == move
+        assert [m for m in moves if m in kept] == kept
+    assert all(len(move.reason) <= promotion.REASON_LENGTH for move in kept)
+
+
+def test_a_long_reason_erases_neither_the_history_nor_the_page(uri: str, tmp_path: Path) -> None:
+    make_version(uri, tmp_path / "a", "reviews")
+    make_version(uri, tmp_path / "b", "reviews", tuned=(0.9, 0.5))
+    promoted(uri, "1")
+    long = "because " * 1000
+    move = promoted(uri, "2", override=long)
+    registry = Registry(uri)
+    first, second = promotion.history(registry, "reviews", "champion")
+    assert (first.version, second) == (1, move)
+    assert second.reason.endswith(" …")
+    assert registry.version("reviews", "2").tags["ift.override.champion"].startswith(long[:4000])
+    version = registry.version("reviews", "2")
+    guard._warn(registry, version, "champion", long)
+    assert version.description[:2000] in registry.version("reviews", "2").description
 
 
 def test_an_override_is_recorded_with_its_reason(uri: str, tmp_path: Path) -> None:
