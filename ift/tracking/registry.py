@@ -62,13 +62,17 @@ def register(
             if version is None:
                 client.log_artifacts(run_id, str(folder), "model")
                 _ensure_model(client, name)
-                version = client.create_model_version(
-                    name,
-                    source=f"runs:/{run_id}/model",
-                    run_id=run_id,
-                    tags={key: str(value)[:TAG_LENGTH] for key, value in tags.items()},
-                    description=fit(description),
-                ).version
+                # another process may have registered it during the upload
+                version = (
+                    _registered(client, name, tags.get(FINGERPRINT))
+                    or client.create_model_version(
+                        name,
+                        source=f"runs:/{run_id}/model",
+                        run_id=run_id,
+                        tags={key: str(value)[:TAG_LENGTH] for key, value in tags.items()},
+                        description=fit(description),
+                    ).version
+                )
             if alias:
                 holder = client.get_registered_model(name).aliases.get(alias)
                 if holder is None or int(holder) < int(version):  # never back from a newer version
