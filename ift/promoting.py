@@ -44,8 +44,11 @@ def promote(
     ask: bool = False,
     address: str | None = None,
 ) -> None:
-    """Decide on a version, print the decision, and move `alias` to it. With `ask`, the version that holds the alias is
-    first asked the items of the new one.
+    """Decide on a version, print the decision, and move `alias` to it. With `ask`, the version that it is compared with
+    is first asked the items of the new one.
+
+    It is compared with the version that holds the alias; where nobody does, or it does itself by other means than
+    `ift`, with the one that held it last.
 
     Raises `IftError` where the decision is against it and there is no `override`.
     """
@@ -53,17 +56,21 @@ def promote(
     registry = Registry(uri)
     version = registry.version(name, which)
     holder = registry.aliases(name).get(alias)
-    champion = registry.version(name, str(holder)) if holder else None
-    if champion and champion.number == version.number:
+    if holder == version.number and promotion.moved_by_ift(registry, name, alias, holder):
         terminal.say(f"{alias} of {name} is version {version.number} already: nothing to do")
         return
+    if holder and holder != version.number:
+        champion: Version | None = registry.version(name, str(holder))
+    else:
+        earlier = promotion.holders(registry, name, alias, version.number)
+        champion = earlier[0] if earlier else None
     asked = _ask(registry, champion, version, terminal, address) if ask and champion else None
     decision = promotion.decide(
         registry, version, champion, max_drop=max_drop, min_gain=min_gain, accepted=accepted, asked=asked
     )
-    show(decision, alias, terminal)
+    show(decision, alias, holder, terminal)
     move = promotion.promote(registry, version, alias, decision, by=user(), override=override)
-    instead = f", in the place of version {champion.number}" if champion else ""
+    instead = f", in the place of version {holder}" if holder not in (None, version.number) else ""
     terminal.say(f"\n{alias} of {name} is version {version.number} now{instead}")
     if move.how == promotion.OVERRIDDEN:
         terminal.note(f"against the gate's {decision.verdict}, by {move.by}: {override}")
@@ -71,10 +78,13 @@ def promote(
     terminal.say(f"go back   ift rollback {name} --alias {alias}")
 
 
-def show(decision: Decision, alias: str, terminal: Terminal) -> None:
-    """The decision, a line a check."""
+def show(decision: Decision, alias: str, holder: int | None, terminal: Terminal) -> None:
+    """The decision, a line a check; `holder` is the number of the version that has the alias now."""
     version, champion = decision.version, decision.champion
-    beside = f"version {champion.number}, which holds it now" if champion else "nobody holds it yet"
+    beside = "nobody holds it yet" if holder is None else "it was set in MLflow"
+    if champion:
+        now = champion.number == holder
+        beside = f"version {champion.number}, which {'holds it now' if now else 'held it last'}"
     terminal.say(f"version {version.number} of {version.name} for {alias}; {beside}\n")
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
@@ -127,12 +137,15 @@ def guard(
             "--listen and --url go together", wanted="where the guard listens, and how MLflow reaches it"
         )
     if once:
-        found = guards.look(registry, aliases, enforce=enforce, names=names)
+        wrong: list[str] = []
+        found = guards.look(registry, aliases, enforce=enforce, complain=wrong.append, names=names)
         for seen in found:
             _tell(seen, terminal)
-        if not found:
+        for what in wrong:
+            terminal.note(f"not checked: {what}")
+        if not found and not wrong:
             terminal.say(f"nothing was moved by other means than ift: {', '.join(aliases)}")
-        return all(seen.decision.passed for seen in found)
+        return not wrong and all(seen.decision.passed for seen in found)
     wake, passed = threading.Event(), True
 
     def tell(seen: guards.Seen) -> None:
@@ -163,7 +176,7 @@ def guard(
                 every=every,
                 names=names,
                 tell=tell,
-                complain=lambda what: terminal.note(f"{what}; the guard waits for it"),
+                complain=lambda what: terminal.note(f"{what}; the guard tries again"),
                 wake=wake,
                 stop=stop,
             )

@@ -7,8 +7,9 @@ Out: a line a run, and whether all of them have arrived.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ift import reporting, storage
 from ift.console import Stage, Terminal
@@ -60,9 +61,11 @@ def _sync(folder: Path, terminal: Terminal, uri: str | None, attempts: int) -> b
         terminal.say(f"- {folder}: nothing to send; the run has not begun to tell MLflow of anything")
         return True
     outbox = Outbox(folder)
-    outbox.open({"uri": without_secrets(uri or state["uri"]), "experiment": state["experiment"]})
-    outbox.state["run_name"] = state.get("run_name") or folder.name
-    with outbox.alone() as mine:
+    outbox.open(
+        {"uri": without_secrets(uri or state["uri"]), "experiment": state["experiment"]},
+        run_name=state.get("run_name") or folder.name,
+    )
+    with outbox.alone(terminal.note) as mine:
         if not mine:
             terminal.note(
                 f"{folder}: another process sends what it holds, the run itself or another `ift sync`; "
@@ -122,8 +125,21 @@ def _register(folder: Path, terminal: Terminal, uri: str | None) -> bool:
     if asked is None or state is None:
         return True  # it has not come so far, or another run of its folder was the better one
     into = (folder / asked.pop("into")).resolve()
-    if done(into, "register"):
-        return True
+    with Outbox(folder).alone() as mine:  # a run that is at work registers its model itself
+        if not mine:
+            terminal.note(f"{folder}: another process is at work on it; `ift sync {folder}` tries again")
+            return False
+        return done(into, "register") is not None or _registered(folder, into, asked, state, terminal, uri)
+
+
+def _registered(
+    folder: Path,
+    into: Path,
+    asked: dict[str, Any],
+    state: Mapping[str, Any],
+    terminal: Terminal,
+    uri: str | None,
+) -> bool:
     summary, address = storage.read_json(into / "summary.json") or {}, uri or state["uri"]
     try:
         with terminal.stage("register") as stage:

@@ -1,6 +1,7 @@
 """`ift promote`, `rollback`, `guard` and `models` as people type them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,34 @@ def test_the_guard_looks_once(folder: Path) -> None:
     quiet = ift(folder, "guard", "--alias", "production", "--once")
     assert quiet.exit_code == 0
     assert "nothing was moved by other means than ift: production" in quiet.output
+
+
+def test_an_alias_that_was_taken_or_set_by_hand_opens_no_way_past_the_gate(
+    tmp_path: Path, database: Path
+) -> None:
+    from ift.tracking.client import mlflow_client
+
+    shutil.copy(database, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = mlflow_client(uri)
+    for name, tuned in (("a", (0.95, 0.8)), ("b", (0.8, 0.8)), ("c", (0.97, 0.8))):
+        make_version(uri, tmp_path / name, "reviews", tuned=tuned)
+    assert ift(tmp_path, "promote", "reviews", "1", "--to", "champion").exit_code == 0
+
+    client.delete_registered_model_alias("reviews", "champion")
+    worse = ift(tmp_path, "promote", "reviews", "2", "--to", "champion")
+    assert "task reviews (accuracy) against version 1: fail" in str(worse.exception)
+    assert "for champion; version 1, which held it last" in worse.output
+
+    client.set_registered_model_alias("reviews", "champion", "2")
+    worse = ift(tmp_path, "promote", "reviews", "2", "--to", "champion")
+    assert "task reviews (accuracy) against version 1: fail" in str(worse.exception)
+
+    client.set_registered_model_alias("reviews", "champion", "3")
+    passed = ift(tmp_path, "promote", "reviews", "3", "--to", "champion")
+    assert "champion of reviews is version 3 now\n" in passed.output
+    again = ift(tmp_path, "promote", "reviews", "3", "--to", "champion")
+    assert "nothing to do" in again.output
 
 
 def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from ift.evaluate.statistics import RESAMPLES, Interval, holm, interval, p_of_drop
+from ift.evaluate.statistics import EXACT, RESAMPLES, Interval, holm, interval, p_of_drop
 from ift.tasks import scores
 
-_METRICS = {"multiple_choice": "accuracy", "reference": "nats a token", "generation": "rules kept"}
+# of a kind of probe that names none
+METRICS = {"multiple_choice": "accuracy", "reference": "nats a token", "generation": "rules kept"}
 
 
 def compare(
@@ -30,7 +31,8 @@ def compare(
     """Tasks and probes, each `{name, kind, metric, items, base, tuned, normalised, gain | drop}`, in the items' order.
 
     What was not trained on (probes, and tasks held out) has `p`, the probability of such a drop by chance, and
-    `p_corrected` for how many of them there are.
+    `p_corrected` for how many of them there are. A task of which few items differ has `p_gain`, that of such a gain: a
+    bootstrap of these says too much, and of more it says the same.
     """
     if [(p["name"], p["id"]) for p in before] != [(p["name"], p["id"]) for p in after]:
         raise ValueError("the two models were not asked the same items")
@@ -45,7 +47,7 @@ def compare(
         row: dict[str, Any] = {
             "name": name,
             "kind": first["kind"],
-            "metric": (first["metric"] or _METRICS[first["kind"]]).replace("_", " ")
+            "metric": (first["metric"] or METRICS[first["kind"]]).replace("_", " ")
             + (", held out" if suite == "held_out" else ""),
             "items": len(pairs),
             "base": interval(base),
@@ -69,6 +71,8 @@ def compare(
             row["also"] = _also([b for b, _ in pairs], [a for _, a in pairs])
         if suite != "task":
             row["p"] = p_of_drop(worse)
+        elif np.count_nonzero(worse) <= EXACT:
+            row["p_gain"] = p_of_drop(-worse)
         if suite == "probe":
             probes.append({**row, "drop": drop})
         else:
@@ -96,7 +100,7 @@ def _also(
 def alone(predictions: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Tasks and probes of one model, each `{name, kind, metric, items, base, normalised}`: what `compare` has, less
     the other model."""
-    gone = ("tuned", "gain", "drop", "p", "p_corrected")
+    gone = ("tuned", "gain", "drop", "p", "p_corrected", "p_gain")
     tasks, probes = compare(predictions, predictions)
     for row in [*tasks, *probes]:
         for key in gone:

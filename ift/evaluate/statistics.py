@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Interval = dict[str, float | None]
 RESAMPLES = 4000
-_EXACT = 12  # so many differences have few enough signs to try them all
+EXACT = 12  # so many differences have few enough signs to try them all
 
 
 def interval(values: NDArray[np.float64]) -> Interval:
@@ -60,7 +60,7 @@ def p_of_drop(differences: NDArray[np.float64]) -> float:
         return 1.0
     if len(moved) == 1:
         return 0.5 if moved[0] > 0 else 1.0
-    exact = len(moved) <= _EXACT
+    exact = len(moved) <= EXACT
     result = permutation_test(
         (moved,),
         lambda signed, axis: signed.mean(axis=axis),

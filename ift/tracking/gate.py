@@ -7,7 +7,8 @@ Out: one verdict, pass, fail or unclear, and a line for every check that says wh
     decide([{"name": "reviews", "gain": gain}], [{"name": "words", "drop": drop}], max_drop=0.05)["verdict"]
     # 'pass'
 
-A gain passes where its whole interval is above 0, and fails where it, or its whole interval, is not. A drop
+A gain passes where its whole interval is above 0, and fails where it, or its whole interval, is not; of fewer than six
+items, or where chance explains it (`p_gain`), it is unclear at best. A drop
 passes up to `max_drop`; above, it fails where chance does not explain it, and is unclear otherwise. Chance is
 tested with the number of probes counted (`p_corrected` below 0.05), so that of twenty runs that forgot nothing one at
 most is accused; where a drop comes without that number, its whole interval has to be above 0. A held-out task,
@@ -20,6 +21,7 @@ from typing import Any
 
 BEST_TO_WORST = ("pass", "unclear", "fail")
 LEVEL = 0.05  # how often a run that forgot nothing may be accused of a drop
+FEW = 6  # items below which no gain is told apart from chance, though all of them say the same
 
 
 def decide(
@@ -96,11 +98,16 @@ def _task_line(task: Mapping[str, Any], min_gain: float) -> dict[str, str]:
         verdict, detail = "fail", "its gain is not a number: the tuned model's scores are broken"
     elif gain <= min_gain or (high is not None and high <= min_gain):
         verdict, detail = "fail", f"{shown}: no better than the base model{_by(min_gain)}"
-    elif low is not None and low > min_gain:
+    elif low is not None and low > min_gain and not _too_few(task):
         verdict, detail = "pass", f"{shown}{_wanted(min_gain)}"
     else:
         verdict, detail = "unclear", f"{shown}: too few items to tell this gain apart from chance"
     return line("gain", _name("task", task), verdict, detail)
+
+
+def _too_few(task: Mapping[str, Any]) -> bool:
+    items, p = task.get("items"), task.get("p_gain")
+    return (items is not None and items < FEW) or (p is not None and p >= LEVEL)
 
 
 def _held_out_line(task: Mapping[str, Any], max_drop: float) -> dict[str, str]:

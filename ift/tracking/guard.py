@@ -50,31 +50,47 @@ class Seen:
 
 
 def look(
-    registry: Registry, aliases: Sequence[str], *, enforce: bool, names: Sequence[str] = ()
+    registry: Registry,
+    aliases: Sequence[str],
+    *,
+    enforce: bool,
+    complain: Callable[[str], None],
+    names: Sequence[str] = (),
 ) -> list[Seen]:
-    """Check every alias of `aliases` that was moved by other means than `ift`; all models unless `names` are given."""
-    found = []
-    for name in names or registry.names():
-        for alias, number in registry.aliases(name).items():
-            if alias in aliases:
-                past = promotion.history(registry, name, alias)
-                moved = not past or past[-1].version != number
-                if moved or (enforce and past[-1].how == promotion.NOT_PASSED):
-                    found.append(_check(registry, name, alias, number, enforce=enforce))
-    return [seen for seen in found if seen]
+    """Check every alias of `aliases` that was moved by other means than `ift`; all models unless `names` are given.
+
+    `complain` hears of a model that cannot be checked; the others are. Raises `IftError` where MLflow does not answer.
+    """
+    found: list[Seen] = []
+    there = registry.names()
+    for name in names or there:
+        try:
+            found += _look_at(registry, name, aliases, enforce=enforce)
+        except Exception as error:  # noqa: BLE001  (one model's fault leaves no other unguarded)
+            complain(f"{name}: {error.what if isinstance(error, IftError) else repr(error)}")
+    return found
+
+
+def _look_at(registry: Registry, name: str, aliases: Sequence[str], *, enforce: bool) -> Iterator[Seen]:
+    for alias, number in registry.aliases(name).items():
+        if alias in aliases:
+            past = promotion.history(registry, name, alias)
+            moved = not past or past[-1].version != number
+            again = enforce and not moved and past[-1].how == promotion.NOT_PASSED
+            if (moved or again) and (seen := _check(registry, name, alias, number, enforce=enforce)):
+                yield seen
 
 
 def _check(registry: Registry, name: str, alias: str, number: int, *, enforce: bool) -> Seen | None:
-    versions = {version.number: version for version in registry.versions(name)}
-    version = versions[number]
-    past = [n for n in promotion.before(promotion.history(registry, name, alias), number) if n in versions]
-    champion = versions[past[0]] if past else None
+    version = registry.version(name, str(number))
+    earlier = promotion.holders(registry, name, alias, number)
+    champion = earlier[0] if earlier else None
     decision = promotion.decide(registry, version, champion)
     how = promotion.SET if decision.passed else promotion.NOT_PASSED
     why = "; ".join(f"{line['check']}: {line['verdict']}, {line['detail']}" for line in decision.failed)
     try:
         move = promotion.record(registry, version, alias, how=how, reason=why)
-    except IftError:
+    except promotion.Moved:
         return None  # `ift promote` is at work on this alias, or another guard: the next look will tell
     if move is None:
         return None
@@ -84,11 +100,15 @@ def _check(registry: Registry, name: str, alias: str, number: int, *, enforce: b
     text = f"did not pass, {promotion.when(move.time)}: {why}"
     _tag(registry, version, alias, text)
     _warn(registry, version, alias, text)
-    if enforce:
+    if not enforce:
+        return Seen(name, alias, number, how, False, None, decision)
+    back = promotion.with_files(registry, earlier)
+    try:
         reason = f"version {number} did not pass"
-        promotion.return_alias(registry, version, alias, champion, by="ift guard", reason=reason)
-    back = champion.number if enforce and champion else None
-    return Seen(name, alias, number, how, enforce, back, decision)
+        promotion.return_alias(registry, version, alias, back, by="ift guard", reason=reason)
+    except promotion.Moved:
+        return Seen(name, alias, number, how, False, None, decision)  # somebody has taken it away meanwhile
+    return Seen(name, alias, number, how, True, back.number if back else None, decision)
 
 
 def _tag(registry: Registry, version: Version, alias: str, text: str) -> None:
@@ -102,7 +122,7 @@ def _warn(registry: Registry, version: Version, alias: str, text: str) -> None:
     """A line at the top of the version's page, in the place of an earlier one for the same alias."""
     mark = f"{WARNING}**`{alias}` was set here in MLflow, and this version** "
     rest = [line for line in version.description.split("\n") if not line.startswith(mark)]
-    page = "\n".join([f"{mark}{' '.join(text.split())}", "", *rest])
+    page = "\n".join([f"{mark}{promotion.short(text)}", "", *rest])  # the tag has all of it
     with registry.errors("written to"):
         registry.client.update_model_version(version.name, str(version.number), fit(page))
 
@@ -120,17 +140,19 @@ def watch(
     names: Sequence[str] = (),
 ) -> None:
     """Look every `every` seconds, and at once when `wake` is set, until `stop` is. A server that is down is waited for;
-    `complain` hears of it once."""
-    down = False
+    `complain` hears of it once, and once of each model that cannot be checked."""
+    told: set[str] = set()
     while not stop.is_set():
+        wrong: list[str] = []
         try:
-            for seen in look(registry, aliases, enforce=enforce, names=names):
+            for seen in look(registry, aliases, enforce=enforce, complain=wrong.append, names=names):
                 tell(seen)
-            down = False
         except IftError as error:
-            if not down:
-                complain(error.what)
-            down = True
+            wrong.append(error.what)
+        for what in wrong:
+            if what not in told:
+                complain(what)
+        told = set(wrong)
         until = time.monotonic() + every
         while not (stop.is_set() or wake.wait(min(every, _GLANCE_S)) or time.monotonic() >= until):
             pass
@@ -169,15 +191,22 @@ def webhooks(
 def _listener(secret: str, wake: threading.Event) -> type[BaseHTTPRequestHandler]:
     class Listener(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            body = self.rfile.read(length) if 0 <= length <= _BODY else b""
+            length = self.headers.get("Content-Length") or "0"
+            if not length.isdecimal():
+                self.send_response(400)
+                self.end_headers()
+                return
+            body = self.rfile.read(int(length)) if int(length) <= _BODY else b""
             signed = signature(
                 secret,
                 self.headers.get("X-MLflow-Delivery-Id", ""),
                 self.headers.get("X-MLflow-Timestamp", ""),
                 body,
             )
-            good = hmac.compare_digest(signed, self.headers.get("X-MLflow-Signature", ""))
+            came = self.headers.get("X-MLflow-Signature", "")
+            good = hmac.compare_digest(
+                signed.encode(), came.encode()
+            )  # as bytes: a header may hold any letter
             if good:
                 wake.set()  # what it says is not believed: the registry is asked
             self.send_response(204 if good else 403)

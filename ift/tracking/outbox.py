@@ -19,8 +19,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Outbox:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.state: dict[str, Any] = {}
+        self._identity: Mapping[str, Any] | None = None
+        self._more: Mapping[str, Any] = {}
         self._appending = threading.Lock()
 
     # ── what is told ──
@@ -99,29 +101,51 @@ class Outbox:
 
     # ── where to ──
 
-    def open(self, identity: Mapping[str, Any]) -> None:
-        """Go on with what `tracking.json` says, or begin anew where it is of another `identity`."""
+    def open(self, identity: Mapping[str, Any], **more: Any) -> None:
+        """Go on with what `tracking.json` says of this `identity`, or begin anew where it says nothing of it; and keep
+        what it says of others. `more` stands in the state whatever it said."""
+        self._identity, self._more = identity, more
         saved = saved_state(self.folder)
-        same = saved is not None and all(saved.get(key) == identity[key] for key in identity)
-        self.state = {**_new(identity), **saved} if same and saved else _new(identity)
+        known = [saved, *saved.pop("others", [])] if saved else [self.state] if self.state else []
+        same = [state for state in known if all(state.get(key) == identity[key] for key in identity)]
+        others = [state for state in known if state not in same]
+        self.state = {**_new(identity), **(same[0] if same else {}), **more}
+        if others:
+            self.state["others"] = others
 
     def reset(self, *identity: str) -> None:
         """Forget what has arrived, and keep these keys of the state."""
-        self.state = _new({key: self.state[key] for key in identity})
+        others = {"others": self.state["others"]} if "others" in self.state else {}
+        self.state = _new({key: self.state[key] for key in identity}) | others
 
     def save(self) -> None:
-        """Write the state so that a reader never sees half of it. Raises `OSError`."""
+        """Write the state so that a reader never sees half of it; within `alone`, as another process may have written
+        more. Raises `OSError`."""
         storage.write_json(self.folder / STATE, self.state)
 
     @contextmanager
-    def alone(self) -> Iterator[bool]:
-        """Whether no other process sends this folder, nor can until the block ends."""
+    def alone(self, tell: Callable[[str], None] = lambda _: None) -> Iterator[bool]:
+        """Whether no other process sends this folder, nor can until the block ends. The state is then what the last
+        one has left.
+
+        Some file systems lock nothing: `tell` hears of it, and the block goes on as if it were alone.
+        """
         held = False
         descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            with suppress(BlockingIOError):
+            try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 held = True
+            except (BlockingIOError, PermissionError):  # NFS may say the one or the other
+                pass
+            except OSError as error:
+                held = True
+                tell(
+                    f"{self.folder} cannot be locked ({error.strerror or error}): see that no other process sends "
+                    "what it holds"
+                )
+            if held and self._identity is not None:
+                self.open(self._identity, **self._more)
             yield held
         finally:
             os.close(descriptor)

@@ -24,27 +24,39 @@ moves themselves stand in a tag of the registered model (`ift.history.ALIAS`).
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ift.errors import IftError
 from ift.evaluate import forgetting
 from ift.tracking import gate
-from ift.tracking.registry import CANDIDATE, Registry, Version
+from ift.tracking.registry import CANDIDATE, Registry, Unreadable, Version
 from ift.tracking.values import TAG_LENGTH
 
 CHAMPION = "champion"
 # How an alias moves: to another version, or back to one that held it (version 0: it was taken away).
 PROMOTED, OVERRIDDEN, SET, NOT_PASSED = "promoted", "overridden", "set in MLflow", "set in MLflow, not passed"
 ROLLED_BACK, RETURNED = "rolled back", "returned by the guard"
+REASON_LENGTH = 300  # characters of a reason in the history, and on a version's page
 _FRESH_S = 60.0  # a claim that is younger may still be at work
+# Both are looked for in terms whose punctuation is spaces, `CC_BY-NC4.0` as `cc by nc4 0`.
 _PUNISHED = re.compile(
-    r"\bNC\b|non-?commercial|research[ -](use )?only|for research|academic use|no[ -]derivatives",
-    re.IGNORECASE,
+    r"\b(cc ?)?(by ?)?(sa ?)?n[cd](sa|nd)?\d*\b"
+    r"|\b(non?|not for) ?commercial|commercial use (is )?(not|prohibited|forbidden)"
+    r"|\bno(n|t)? ?deriv|research (\w+ )?only|for research|academic use",
 )
-_UNKNOWN = re.compile(r"^\s*$|unstated|unknown|unchecked|not stated|unspecified", re.IGNORECASE)
+_UNKNOWN = re.compile(
+    r"^$|unstated|unknown|unchecked|not stated|unspecified|all rights reserved|proprietary"
+    r"|^(other|n a|na|none|null|no licen[cs]e)\b"
+)
+_WIDEST = 20  # words in a row up to which a search for leaks finds some
 _RELOADED = 1e-3  # relative error of the logits up to which an export counts as reloaded
+
+
+class Moved(IftError):
+    """Somebody else has moved the alias, or is about to."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,7 @@ class Move:
     how: str
     by: str
     time: float  # unix seconds
-    reason: str = ""
+    reason: str = ""  # its first 300 characters: the tags of the version have all of it
 
 
 @dataclass(frozen=True)
@@ -94,37 +106,56 @@ def decide(
     accepted: Sequence[str] = (),
     asked: Sequence[Mapping[str, Any]] | None = None,
 ) -> Decision:
-    """May `version` follow `champion`? `max_drop` is the run's own if not given.
+    """May `version` follow `champion`? `max_drop` is the run's own if not given; against the champion, the smaller one
+    of the two runs'.
 
     `accepted` are words of licences whose terms somebody has read. `asked` are the champion's predictions of the
     version's items, where they were made anew.
     """
-    summary = registry.summary(version)
-    if summary is None or not summary.get("task"):
-        missing = (
-            "its files hold no results (ift.json): it was not registered by `ift run`, or they were deleted"
-        )
-        return Decision(version, champion, [gate.line("evaluations", "evaluations", "unclear", missing)])
-    tolerated = summary["gate"]["max_drop"] if max_drop is None else max_drop
-    own = gate.decide(summary["task"], summary["probes"], max_drop=tolerated, min_gain=min_gain)
-    lines = list(own["lines"])
-    if champion and champion.number != version.number:
-        lines += _against(registry, version, champion, tolerated, asked)
-    lines += [leaks(summary), export(summary, registry.files(version))]
-    lines += licences(summary.get("licenses") or {}, accepted)
-    return Decision(version, champion, lines)
+
+    def all_lines() -> list[dict[str, str]]:
+        summary = registry.summary(version)
+        if summary is None or not summary.get("task"):
+            missing = "its files hold no results (ift.json): it was not registered by `ift run`, or they were deleted"
+            return [gate.line("evaluations", "evaluations", "unclear", missing)]
+        tolerated = summary["gate"]["max_drop"] if max_drop is None else max_drop
+        own = gate.decide(summary["task"], summary["probes"], max_drop=tolerated, min_gain=min_gain)
+        lines = list(own["lines"])
+        if champion and champion.number != version.number:
+            check = f"against version {champion.number}"
+            lines += _readable(
+                "champion",
+                check,
+                lambda: _against(registry, version, champion, check, summary, max_drop, asked),
+            )
+        lines += [leaks(summary), export(summary, registry.files(version))]
+        return lines + licences(summary.get("licenses") or {}, accepted)
+
+    return Decision(version, champion, _readable("evaluations", "evaluations", all_lines))
+
+
+def _readable(of: str, check: str, make: Callable[[], list[dict[str, str]]]) -> list[dict[str, str]]:
+    """The lines that `make` makes; an unclear one where what they are made of is not as `ift run` writes it."""
+    try:
+        return make()
+    except Unreadable as error:
+        return [gate.line(of, check, "unclear", error.what)]
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        words = f"its results are not as `ift run` writes them ({type(error).__name__}: {error})"
+        return [gate.line(of, check, "unclear", words)]
 
 
 def _against(
     registry: Registry,
     version: Version,
     champion: Version,
-    max_drop: float,
+    check: str,
+    summary: Mapping[str, Any],
+    max_drop: float | None,
     asked: Sequence[Mapping[str, Any]] | None,
 ) -> list[dict[str, str]]:
     after = registry.predictions(version, "evaluate")
     before = asked if asked is not None else registry.predictions(champion, "evaluate")
-    check = f"against version {champion.number}"
     ask = "`--ask` asks it the same items now"
     if after is None:
         gone = "its predictions are not in MLflow, so it cannot be compared"
@@ -133,23 +164,36 @@ def _against(
         gone = f"the predictions of version {champion.number} are not in MLflow; {ask}"
         return [gate.line("champion", check, "unclear", gone)]
     if _items(before) != _items(after):
-        others = len(set(_items(before)) - set(_items(after)))
+        others = max(len(set(_items(before)) - set(_items(after))), abs(len(before) - len(after)))
         words = f"the two were asked other items ({others:,} of {len(before):,} differ); {ask}"
         return [gate.line("champion", check, "unclear", words)]
     tasks, probes = forgetting.compare(before, after)
-    return [
-        {**line, "check": f"{line['check']} {check}"}
-        for line in gate.beside(tasks, probes, max_drop=max_drop)
-    ]
+    its = registry.summary(champion) or {}
+    if max_drop is None:
+        max_drop = min(found["gate"]["max_drop"] for found in (summary, its) if found)
+    judged = gate.beside(tasks, probes, max_drop=max_drop)
+    asked_of_it = dict.fromkeys(str(probe["name"]) for probe in its.get("probes") or [])
+    words = f"version {champion.number} was asked it, version {version.number} was not"
+    for name in asked_of_it:
+        if name not in {probe["name"] for probe in probes}:
+            judged.append(gate.line("champion", f"probe {name}", "unclear", words))
+    return [{**line, "check": f"{line['check']} {check}"} for line in judged]
+
+
+# What makes an item: its words, how it is answered and how that is graded. Runs of an older ift have fewer of them.
+_ASKED = (
+    *("suite", "name", "id", "kind", "task_kind", "metric", "prompt", "system", "shots", "draw", "cut"),
+    *("choices", "ranking", "check", "max_new_tokens", "label", "expected", "chance"),
+)
 
 
 def _items(predictions: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """What was asked: items are the same where their words are."""
-    return [(p["suite"], p["name"], p["id"], p["prompt"], str(p["label"])) for p in predictions]
+    """What was asked: items are the same where all that makes them is."""
+    return [tuple(repr(p.get(key)) for key in _ASKED) for p in predictions]
 
 
 def leaks(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Whether training rows were searched for the test items."""
+    """Whether training rows were searched for the test items, and how closely."""
     searched = (summary.get("data") or {}).get("decontaminate")
     if searched is None:
         return gate.line("leaks", "leaks", "unclear", "it is not known whether training rows hold test items")
@@ -160,8 +204,21 @@ def leaks(summary: Mapping[str, Any]) -> dict[str, str]:
             "fail",
             "training rows were not searched for test items (data.decontaminate: false)",
         )
+    if searched > _WIDEST:
+        words = (
+            f"only {searched} words in a row count as a leak (data.decontaminate); {_WIDEST} at most show one"
+        )
+        return gate.line("leaks", "leaks", "unclear", words)
+    own = forgetting.METRICS.values()  # those of the lm-evaluation-harness are named as it names them
+    foreign = [str(p["name"]) for p in summary.get("probes") or [] if p.get("metric", "accuracy") not in own]
+    if foreign:
+        words = f"training rows were not searched for the items of {', '.join(foreign[:3])}, which the harness has"
+        return gate.line("leaks", "leaks", "unclear", words)
     dropped = summary["data"].get("contaminated", 0)
-    words = f"no training row shares {searched} words in a row with a test item or a probe ({dropped:,} were dropped)"
+    words = (
+        f"no training row holds a whole test item or probe, or {searched} words in a row of one that ten other rows "
+        f"do not share ({dropped:,} were dropped)"
+    )
     return gate.line("leaks", "leaks", "pass", words)
 
 
@@ -192,16 +249,17 @@ def export(summary: Mapping[str, Any], there: Mapping[str, int]) -> dict[str, st
 
 
 def licences(terms: Mapping[str, str], accepted: Sequence[str]) -> list[dict[str, str]]:
-    """A line for each kind of terms: a clause against commercial use fails, terms that nobody stated are unclear."""
+    """A line for each kind of terms: a clause against commercial use or derivatives fails, terms that nobody stated or
+    that only their owner knows are unclear."""
     if not terms:
         return [gate.line("licences", "licences", "unclear", "the run has no licences of its data")]
     of: dict[tuple[str, str], list[str]] = {}
     for name, text in terms.items():
         if any(word.lower() in text.lower() for word in accepted):
             of.setdefault(("pass", f"{text} (accepted)"), []).append(name)
-        elif _PUNISHED.search(text):
+        elif _PUNISHED.search(_plain(text)):
             of.setdefault(("fail", f"{text}: does not permit every use"), []).append(name)
-        elif _UNKNOWN.search(text):
+        elif _UNKNOWN.search(_plain(text)):
             of.setdefault(("unclear", f"{text or 'no licence'}: its terms are not known"), []).append(name)
         else:
             of.setdefault(("pass", text), []).append(name)
@@ -214,6 +272,10 @@ def licences(terms: Mapping[str, str], accepted: Sequence[str]) -> list[dict[str
         )
         for (verdict, words), names in of.items()
     ]
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\W_]+", " ", text).strip().lower()
 
 
 # ── the moves ──
@@ -247,17 +309,18 @@ def promote(
             wanted="pass on every line",
             hint='--override "reason" promotes it all the same, and writes the reason down',
         )
-    _unmoved(registry, version.name, alias, decision.champion)
-    move = _claim(
-        registry,
-        version.name,
-        version.number,
-        alias,
-        how=PROMOTED if decision.passed else OVERRIDDEN,
-        by=by,
-        reason=override,
-    )
-    _unmoved(registry, version.name, alias, decision.champion)  # one may have ended before ours was claimed
+    compared = decision.champion.number if decision.champion else None
+    # nobody, or the version itself by other means than ours: it takes the place of none but the one compared with
+    with _unmoved(registry, version.name, alias, compared, None, version.number):
+        move = _claim(
+            registry,
+            version.name,
+            version.number,
+            alias,
+            how=PROMOTED if decision.passed else OVERRIDDEN,
+            by=by,
+            reason=override,
+        )
     _set(registry, version, alias, move)
     lines = "\n".join(f"{line['verdict']}: {line['check']}: {line['detail']}" for line in decision.lines)
     with registry.errors("written to"):
@@ -277,15 +340,15 @@ def rollback(registry: Registry, name: str, alias: str, *, by: str, reason: str 
     """Point `alias` at the version that held it before. Raises `IftError` where there is none whose files are there."""
     check_alias(alias)
     held = registry.aliases(name).get(alias)
-    versions = {version.number: version for version in registry.versions(name)}
-    for number in before(history(registry, name, alias), held):
-        version = versions.get(number)
-        if version and registry.files(version):
+    past = history(registry, name, alias)
+    version = with_files(registry, holders(registry, name, alias, held))
+    if version:
+        with _unmoved(registry, name, alias, held):
             move = _claim(
-                registry, version.name, version.number, alias, how=ROLLED_BACK, by=by, reason=reason
+                registry, name, version.number, alias, how=ROLLED_BACK, by=by, reason=reason, past=past
             )
-            _set(registry, version, alias, move)
-            return version, move
+        _set(registry, version, alias, move)
+        return version, move
     raise IftError(
         f"no version held `{alias}` of {name} before" + (f" version {held}" if held else ""),
         wanted="an earlier version that was promoted, and whose files are still there",
@@ -293,8 +356,26 @@ def rollback(registry: Registry, name: str, alias: str, *, by: str, reason: str 
     )
 
 
+def holders(registry: Registry, name: str, alias: str, held: int | None) -> list[Version]:
+    """The versions that held `alias` before `held`, the last first, as far as they are still registered."""
+    versions = {version.number: version for version in registry.versions(name)}
+    return [versions[n] for n in before(history(registry, name, alias), held) if n in versions]
+
+
+def moved_by_ift(registry: Registry, name: str, alias: str, version: int) -> bool:
+    """Whether the last move of `alias` was to this version, and not made in MLflow's pages."""
+    past = history(registry, name, alias)
+    return bool(past and past[-1].version == version and past[-1].how not in (SET, NOT_PASSED))
+
+
+def with_files(registry: Registry, versions: Sequence[Version]) -> Version | None:
+    """The first of them whose model is there, and can be loaded."""
+    return next((version for version in versions if registry.files(version)), None)
+
+
 def before(moves: Sequence[Move], held: int | None) -> list[int]:
-    """The versions that held the alias before, the last first: a move back takes the later ones away.
+    """The versions that held the alias before, the last first: a move back takes the later ones away, and a version
+    that did not pass was never one that the alias may go back to.
 
     before([Move(1, 4, ...), Move(2, 7, ...)], held=7) == [4]
     """
@@ -305,7 +386,7 @@ def before(moves: Sequence[Move], held: int | None) -> list[int]:
                 stack.pop()
             if not stack and move.version:
                 stack.append(move.version)
-        elif not stack or stack[-1] != move.version:
+        elif move.how != NOT_PASSED and (not stack or stack[-1] != move.version):
             stack.append(move.version)
     while stack and stack[-1] == held:
         stack.pop()
@@ -321,8 +402,12 @@ def history(registry: Registry, name: str, alias: str) -> list[Move]:
 def return_alias(
     registry: Registry, of: Version, alias: str, to: Version | None, *, by: str, reason: str
 ) -> None:
-    """Take `alias` back from the version `of`: to the version that held it before, or away."""
-    move = _claim(registry, of.name, to.number if to else 0, alias, how=RETURNED, by=by, reason=reason)
+    """Take `alias` back from the version `of`: to the version that held it before, or away.
+
+    Raises `IftError` where `of` does not hold it any more.
+    """
+    with _unmoved(registry, of.name, alias, of.number):
+        move = _claim(registry, of.name, to.number if to else 0, alias, how=RETURNED, by=by, reason=reason)
     if to:
         _set(registry, to, alias, move)
     else:
@@ -334,21 +419,23 @@ def return_alias(
 def record(registry: Registry, version: Version, alias: str, *, how: str, reason: str = "") -> Move | None:
     """Write down a move that somebody made in MLflow's pages, who MLflow does not say.
 
-    None where it was `ift` after all, which writes its move down behind it.
+    None where it was `ift` after all, which writes its move down behind it. Raises `IftError` where the version does
+    not hold the alias any more: a decision on it is of no use then.
     """
     past = history(registry, version.name, alias)
     if past and past[-1].version == version.number and past[-1].how != NOT_PASSED:
         return None
-    move = _claim(
-        registry,
-        version.name,
-        version.number,
-        alias,
-        how=how,
-        by="somebody in MLflow",
-        reason=reason,
-        past=past,
-    )
+    with _unmoved(registry, version.name, alias, version.number):
+        move = _claim(
+            registry,
+            version.name,
+            version.number,
+            alias,
+            how=how,
+            by="somebody in MLflow",
+            reason=reason,
+            past=past,
+        )
     _remember(registry, version.name, alias, move)
     return move
 
@@ -371,7 +458,7 @@ def _claim(
     number = past[-1].number + 1 if past else 1
     run_id = _first_run(registry, name)
     while True:
-        move = Move(number, version, how, by, round(time.time(), 3), reason)
+        move = Move(number, version, how, short(by), round(time.time(), 3), short(reason))
         if run_id is None:
             return move
         text = f"version {version} {how} by {by}, {when(move.time)} ({move.time})"
@@ -406,27 +493,54 @@ def _set(registry: Registry, version: Version, alias: str, move: Move) -> None:
 
 
 def _remember(registry: Registry, name: str, alias: str, move: Move) -> None:
-    moves = [vars(entry) for entry in [*history(registry, name, alias), move]]
-    while len(text := json.dumps(moves, ensure_ascii=False)) > TAG_LENGTH:
-        moves.pop(0)
+    text = _as_text([*history(registry, name, alias), move])
     with registry.errors("written to"):
         registry.client.set_registered_model_tag(name, _tag(alias), text)
 
 
-def _unmoved(registry: Registry, name: str, alias: str, champion: Version | None) -> None:
-    """Raise `IftError` where another version holds the alias than the one that was compared with."""
-    held, expected = registry.aliases(name).get(alias), champion.number if champion else None
-    if held != expected:
-        compared = f"version {expected} was compared with" if expected else "nobody held it before"
-        raise _other(alias, f"{f'version {held}' if held else 'nobody'} holds it now, and {compared}")
+def _as_text(moves: Sequence[Move]) -> str:
+    """The newest moves, as many as a tag holds. Of older ones those of versions that did not pass go first, as no way
+    leads back to them."""
+    kept = list(moves)
+    while True:
+        text = json.dumps([vars(move) for move in kept], ensure_ascii=False)
+        if len(text) <= TAG_LENGTH or len(kept) == 1:
+            return text
+        marked = [place for place, move in enumerate(kept[:-1]) if move.how == NOT_PASSED]
+        del kept[marked[0] if marked else 0]
+
+
+def short(text: str) -> str:
+    """`text` in one line, cut where a history or a page would have too little room for the rest."""
+    line = " ".join(text.split())
+    return line if len(line) <= REASON_LENGTH else line[: REASON_LENGTH - 2] + " …"
+
+
+@contextmanager
+def _unmoved(
+    registry: Registry, name: str, alias: str, expected: int | None, *also: int | None
+) -> Iterator[None]:
+    """Raise `IftError` where another version holds the alias than was looked at, at the beginning of the block or, as
+    somebody may have come to an end before our claim, at its end."""
+
+    def check() -> None:
+        held = registry.aliases(name).get(alias)
+        if held != expected and held not in also:
+            then = f"version {expected}" if expected else "nobody"
+            now = f"version {held}" if held else "nobody"
+            raise _other(alias, f"{now} holds it now, and {then} held it before")
+
+    check()
+    yield
+    check()
 
 
 def _tag(alias: str) -> str:
     return f"ift.history.{alias}"
 
 
-def _other(alias: str, what: str) -> IftError:
-    return IftError(
+def _other(alias: str, what: str) -> Moved:
+    return Moved(
         f"somebody else has just moved `{alias}`: {what}",
         wanted="one promotion at a time",
         hint="look at what it is now (`ift models show NAME`), and promote again if you still want to",

@@ -62,13 +62,17 @@ def register(
             if version is None:
                 client.log_artifacts(run_id, str(folder), "model")
                 _ensure_model(client, name)
-                version = client.create_model_version(
-                    name,
-                    source=f"runs:/{run_id}/model",
-                    run_id=run_id,
-                    tags={key: str(value)[:TAG_LENGTH] for key, value in tags.items()},
-                    description=fit(description),
-                ).version
+                # another process may have registered it during the upload
+                version = (
+                    _registered(client, name, tags.get(FINGERPRINT))
+                    or client.create_model_version(
+                        name,
+                        source=f"runs:/{run_id}/model",
+                        run_id=run_id,
+                        tags={key: str(value)[:TAG_LENGTH] for key, value in tags.items()},
+                        description=fit(description),
+                    ).version
+                )
             if alias:
                 holder = client.get_registered_model(name).aliases.get(alias)
                 if holder is None or int(holder) < int(version):  # never back from a newer version
@@ -121,6 +125,10 @@ class Version:
 
     def __str__(self) -> str:
         return f"{self.name}/{self.number}"
+
+
+class Unreadable(IftError):
+    """A version's file is there, and is not what it should be; the server is not to blame."""
 
 
 class Registry:
@@ -215,28 +223,36 @@ class Registry:
         )
 
     def summary(self, version: Version) -> dict[str, Any] | None:
-        """What its run measured (`summary.json`); None where that is not in the registry."""
+        """What its run measured (`summary.json`); None where that is not in the registry. Raises `Unreadable`."""
+        name = "model/ift.json"
         with tempfile.TemporaryDirectory() as scratch:
-            path = self._download(version, "model/ift.json", Path(scratch))
-            return storage.read_json(path) if path else None
+            path = self._download(version, name, Path(scratch))
+            with _readable(version, name):
+                found = storage.read_json(path) if path else None
+                if not isinstance(found, dict | None):
+                    raise ValueError("no JSON object")
+                return found
 
     def predictions(self, version: Version, stage: str) -> list[dict[str, Any]] | None:
-        """What the stage `baseline` or `evaluate` of its run predicted; None where that is not in MLflow."""
+        """What the stage `baseline` or `evaluate` of its run predicted; None where that is not in MLflow. Raises
+        `Unreadable`."""
         import pyarrow.parquet as pq
 
+        name = f"{stage}/predictions.parquet"
         with tempfile.TemporaryDirectory() as scratch:
-            path = self._download(version, f"{stage}/predictions.parquet", Path(scratch))
-            return pq.read_table(path).to_pylist() if path else None
+            path = self._download(version, name, Path(scratch))
+            with _readable(version, name):
+                return pq.read_table(path).to_pylist() if path else None
 
     def files(self, version: Version) -> dict[str, int]:
-        """The files of its model that are there, with their bytes."""
+        """The files of its model that are there, with their bytes; none where its run is gone."""
         if not version.run_id:
             return {}
         found: dict[str, int] = {}
         with self.errors("read"):
             left = ["model"]
             while left:
-                for entry in self.client.list_artifacts(version.run_id, left.pop()):
+                for entry in self._artifacts(version.run_id, left.pop()):
                     if entry.is_dir:
                         left.append(entry.path)
                     else:
@@ -302,15 +318,36 @@ class Registry:
             )
         return found
 
+    def _artifacts(self, run_id: str, folder: str | None) -> Any:
+        """What MLflow lists in a folder of a run; nothing where the run was purged."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.list_artifacts(run_id, folder)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return []
+            raise
+
     def _download(self, version: Version, path: str, folder: Path) -> Path | None:
         if not version.run_id:
             return None
         with self.errors("read"):
             above = path.rpartition("/")[0]
-            there = self.client.list_artifacts(version.run_id, above or None)
+            there = self._artifacts(version.run_id, above or None)
             if not any(entry.path == path for entry in there):
                 return None
             return Path(self.client.download_artifacts(version.run_id, path, str(folder)))
+
+
+@contextmanager
+def _readable(version: Version, name: str) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise Unreadable(f"{name} of {version} cannot be read: {str(error)[:200]}") from error
 
 
 def _version(entry: Any, aliases: Mapping[str, int]) -> Version:

@@ -58,8 +58,7 @@ class Tracker:
         self.error: str | None = None  # why nothing gets through, or what MLflow did not take
         self._tell, self._interval = notify, interval
         self._outbox = Outbox(run_dir)
-        self._outbox.open({"uri": without_secrets(uri), "experiment": experiment})
-        self._outbox.state["run_name"] = run_name
+        self._outbox.open({"uri": without_secrets(uri), "experiment": experiment}, run_name=run_name)
         self._sender = Sender(self._outbox, uri, run_name, timeout=timeout, notify=self._notify)
         self._system = SystemMetrics(Path(run_dir), system_every, self.wake) if system_every else None
         self._down = False
@@ -91,7 +90,9 @@ class Tracker:
         more = {"parent": os.path.relpath(parent, self._folder)} if parent else {}
         self._append("start", params=short, tags=_tags(tags), **more)
         with self._no_disk_error():
-            self._outbox.save()  # so that `ift sync` knows where to, whatever comes
+            with self._outbox.alone() as mine:  # where it is another's, that one has told `ift sync` where to
+                if mine:
+                    self._outbox.save()  # so that `ift sync` knows where to, whatever comes
             if any(len(value) > PARAM_LENGTH for value in full.values()):
                 storage.write_json(self._folder / PARAMS_FULL, full)
                 self.log_artifact(self._folder / PARAMS_FULL)
@@ -194,7 +195,7 @@ class Tracker:
         told = False
         while True:
             try:
-                with self._outbox.alone() as mine:
+                with self._outbox.alone(self._notify) as mine:
                     if mine:
                         self._send_until_closed()
                         return

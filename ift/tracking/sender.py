@@ -118,17 +118,14 @@ class Sender:
         self._connected = True
 
     def _found_run(self, key: str) -> str | None:
-        """The run that an earlier attempt created without our hearing of it."""
-        state = self.outbox.state
-        if key not in state.setdefault("tried", []):
-            return None
-        found = self._mlflow.search_runs([state["experiment_id"]], f"tags.`ift.key` = '{key}'")
+        """The run that an earlier attempt, or another process, created without our hearing of it."""
+        experiment = self.outbox.state["experiment_id"]
+        found = self._mlflow.search_runs([experiment], f"tags.`ift.key` = '{key}'")
         return str(found[0].info.run_id) if found else None
 
     def _created_run(self, key: str, name: str, started: int, tags: Mapping[str, str]) -> str:
         state = self.outbox.state
-        state.setdefault("tried", []).append(key)
-        self.outbox.save()
+        self.outbox.save()  # its key, by which it is found again
         made = self._mlflow.create_run(state["experiment_id"], started, {"ift.key": key, **tags}, name)
         return str(made.info.run_id)
 

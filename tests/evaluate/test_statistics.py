@@ -84,6 +84,23 @@ def test_backward_transfer_by_hand() -> None:
         backward_transfer([[1.0]])
 
 
+@given(st.integers(0, 12), st.integers(0, 12), st.integers(0, 40))
+def test_a_gain_of_which_few_items_differ_has_the_probability_of_its_signs(
+    won: int, lost: int, same: int
+) -> None:
+    if not won + lost + same:
+        return
+    shared = {"suite": "task", "name": "t", "kind": "generation", "metric": "exact_match", "output": "a"}
+    before = [{**shared, "id": f"{i}", "score": float(i < lost)} for i in range(won + lost + same)]
+    after = [{**p, "score": float(lost <= i < lost + won)} for i, p in enumerate(before)]
+    [row], _ = compare(before, after)
+    if won + lost > 12:
+        assert "p_gain" not in row
+    elif won + lost:
+        wanted = binomtest(won, won + lost, 0.5, alternative="greater").pvalue
+        assert row["p_gain"] == pytest.approx(wanted, abs=1e-9)
+
+
 # --- a gate over many probes ------------------------------------------------------------------------------
 
 

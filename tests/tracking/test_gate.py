@@ -54,6 +54,25 @@ def test_a_task_passes_only_where_its_whole_interval_is_above_zero(gain, wanted)
 
 
 @pytest.mark.parametrize(
+    ("items", "more", "wanted"),
+    [
+        (2, {}, "unclear"),
+        (5, {}, "unclear"),
+        (6, {}, "pass"),
+        (120, {"p_gain": 1 / 16}, "unclear"),
+        (120, {"p_gain": 1 / 32}, "pass"),
+    ],
+)
+def test_a_gain_of_few_items_is_no_gain_yet(items, more, wanted):
+    gain = {"value": 1.0, "low": 1.0, "high": 1.0}  # the bootstrap of equal values has no width
+    [line, _] = decide(
+        [{"name": "reviews", "items": items, "gain": gain, **more}], [probe(0.0)], max_drop=0.05
+    )["lines"]
+    assert line["verdict"] == wanted
+    assert ("too few items to tell this gain apart from chance" in line["detail"]) == (wanted == "unclear")
+
+
+@pytest.mark.parametrize(
     ("drop", "wanted"),
     [
         ((-0.2, -0.3, -0.1), "pass"),

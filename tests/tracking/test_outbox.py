@@ -1,8 +1,14 @@
+import errno
+import fcntl
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ift.tracking.outbox import ARTIFACTS, LOCK, OUTBOX, Outbox
 
@@ -39,6 +45,47 @@ def test_another_address_begins_anew(tmp_path):
     other = opened(tmp_path, uri="http://elsewhere:5000")
     assert other.pending() == 1
     assert other.state["key"] != outbox.state["key"]
+
+
+def test_a_state_that_another_process_wrote_meanwhile_is_gone_on_with(tmp_path):
+    early, other = opened(tmp_path), opened(tmp_path)  # both before anything was written
+    other.append("metrics", step=0)
+    with other.alone() as mine:
+        assert mine
+        other.state["run_id"] = "8c1e"
+        [(end, _)] = other.lines(OUTBOX)
+        other.acknowledge(OUTBOX, end)
+    assert early.pending() == 1
+    with early.alone() as mine:
+        assert mine
+        assert (early.state["run_id"], early.state["key"]) == ("8c1e", other.state["key"])
+        assert early.pending() == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=12))
+def test_each_address_keeps_its_run_whatever_is_sent_elsewhere_between(steps):
+    with tempfile.TemporaryDirectory() as folder:
+        runs: dict[str, str] = {}
+        for number, (address, deleted) in enumerate(steps):
+            outbox = opened(Path(folder), uri=address)
+            assert outbox.state["run_id"] == runs.get(address)
+            if deleted:
+                outbox.reset("uri", "experiment")
+            if not outbox.state["run_id"]:
+                outbox.state["run_id"] = f"{number}"
+            runs[address] = outbox.state["run_id"]
+            outbox.save()
+
+
+def test_a_file_system_that_locks_nothing_ends_nothing(tmp_path, monkeypatch):
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    told: list[str] = []
+    with opened(tmp_path).alone(told.append) as mine:
+        assert mine
+    assert ["cannot be locked (No locks available)" in text for text in told] == [True]
 
 
 def test_files_wait_at_a_position_of_their_own(tmp_path):

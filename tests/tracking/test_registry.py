@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from servers import free_port, mlflow_server, postgresql
 
 from ift.errors import IftError
@@ -90,6 +91,22 @@ def test_a_registration_that_stopped_before_its_alias_is_completed(tmp_path, uri
     mlflow_client(uri).delete_registered_model_alias("reviews", "candidate")
     register(run_id, model, "reviews", uri=uri, description="", tags=TAGS)
     assert str(mlflow_client(uri).get_model_version_by_alias("reviews", "candidate").version) == "1"
+
+
+def test_a_model_that_another_process_registers_during_the_upload_is_one_version(
+    tmp_path, uri, model, monkeypatch
+):
+    run_id = tracked(tmp_path, uri)
+    upload = MlflowClient.log_artifacts
+
+    def slow(self, *arguments, **options):
+        monkeypatch.undo()
+        upload(self, *arguments, **options)
+        register(run_id, model, "reviews", uri=uri, description="", tags=TAGS)
+
+    monkeypatch.setattr(MlflowClient, "log_artifacts", slow)
+    assert register(run_id, model, "reviews", uri=uri, description="", tags=TAGS) == "1"
+    assert len(mlflow_client(uri).search_model_versions("name='reviews'")) == 1
 
 
 def test_a_version_that_is_no_candidate_has_no_alias(tmp_path, uri, model):

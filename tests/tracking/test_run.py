@@ -18,6 +18,7 @@ from servers import MlflowServer, free_port, mlflow_server, until
 
 from ift.errors import IftError
 from ift.tracking.client import mlflow_client, patience, resolve_uri
+from ift.tracking.outbox import Outbox
 from ift.tracking.run import Tracker
 from ift.tracking.values import flatten
 
@@ -264,6 +265,39 @@ def test_another_address_gets_a_run_of_its_own(run_dir, uri, tmp_path, database)
     second.start({}, {})
     assert second.close()
     assert history(other, second.run_id) == trained(0, 3)
+    train(run_dir, 3, 5)
+    third = tracker(run_dir, uri)
+    assert third.run_id == first.run_id
+    third.start({}, {})
+    assert third.close()
+    assert history(uri, third.run_id) == trained(0, 5)
+
+
+def test_two_trackers_of_one_folder_share_its_run(run_dir, uri):
+    first, second = tracker(run_dir, uri), tracker(run_dir, uri)  # both before anything is known of it
+    first.start({}, {})
+    train(run_dir, 0, 3)
+    assert first.close()
+    second.start({}, {})
+    train(run_dir, 3, 5)
+    assert second.close()
+    assert second.run_id == first.run_id
+    assert history(uri, first.run_id) == trained(0, 5)
+    run = mlflow_client(uri).get_run(first.run_id)
+    assert len(mlflow_client(uri).search_runs([run.info.experiment_id])) == 1
+
+
+def test_a_tracker_that_waits_for_another_writes_nothing_over(run_dir, uri):
+    other = Outbox(run_dir)
+    other.open({"uri": "http://elsewhere:5000", "experiment": "reviews"})
+    with other.alone() as mine:
+        assert mine
+        other.state["run_id"] = "8c1e"
+        other.save()
+        waiting = tracker(run_dir, uri)
+        waiting.start({}, {})
+        assert json.loads((run_dir / "tracking.json").read_text())["run_id"] == "8c1e"
+        assert not waiting.close(timeout=0.2)
 
 
 def test_two_runs_at_once_share_an_experiment(tmp_path, uri):
