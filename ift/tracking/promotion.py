@@ -211,13 +211,12 @@ def leaks(summary: Mapping[str, Any]) -> dict[str, str]:
         return gate.line("leaks", "leaks", "unclear", words)
     own = forgetting.METRICS.values()  # those of the lm-evaluation-harness are named as it names them
     foreign = [str(p["name"]) for p in summary.get("probes") or [] if p.get("metric", "accuracy") not in own]
-    if foreign:
-        words = f"training rows were not searched for the items of {', '.join(foreign[:3])}, which the harness has"
-        return gate.line("leaks", "leaks", "unclear", words)
     dropped = summary["data"].get("contaminated", 0)
     words = (
         f"no training row holds a whole test item or probe, or {searched} words in a row of one that ten other rows "
         f"do not share ({dropped:,} were dropped)"
+        + f"; the harness's items were not searched for ({', '.join(foreign[:3])})"
+        * bool(foreign)
     )
     return gate.line("leaks", "leaks", "pass", words)
 

@@ -191,10 +191,6 @@ def test_items_are_the_same_where_all_that_makes_them_is(key: str, value: Any) -
     ("change", "words"),
     [
         ({"data": {"decontaminate": 21}}, "only 21 words in a row count as a leak"),
-        (
-            {"probes": [{"name": "arc_easy", "metric": "acc norm"}]},
-            "not searched for the items of arc_easy, which the harness has",
-        ),
     ],
 )
 def test_a_search_for_leaks_claims_no_more_than_was_searched(change: dict[str, Any], words: str) -> None:
@@ -203,6 +199,11 @@ def test_a_search_for_leaks_claims_no_more_than_was_searched(change: dict[str, A
     passed = promotion.leaks({"data": {"decontaminate": 20}, "probes": [{"name": "w", "metric": "accuracy"}]})
     assert passed["verdict"] == "pass"
     assert "or 20 words in a row of one that ten other rows do not share" in passed["detail"]
+    harness = promotion.leaks(
+        {"data": {"decontaminate": 20}, "probes": [{"name": "arc_easy", "metric": "acc_norm"}]}
+    )
+    assert harness["verdict"] == "pass"
+    assert harness["detail"].endswith("; the harness's items were not searched for (arc_easy)")
 
 
 TERMS = {
