@@ -67,6 +67,7 @@ def evaluate(
                     stage,
                     ranking=ranking,
                     engine=engine,
+                    allow_code=allow_code,
                     batch_tokens=batch_tokens,
                     base=predictions.get("against"),
                 )
@@ -90,15 +91,17 @@ def transfer(
     *,
     terminal: Terminal,
     output: Path,
-    batch_tokens: int = 4096,
     address: str | None = None,
 ) -> Manifest:
     """What the last of `runs`, each of which went on from the model of the one before, did to the tasks of the others.
 
-    Each run's own test items are asked of the last run's model; what the run's own model made of them is in its
-    folder. Raises `IftError` for fewer than two, and for a folder that holds no finished run.
+    Each run's own test items are asked of the last run's model, in the way that its spec says; what the run's own model
+    made of them is in its folder. Raises `IftError` for fewer than two, for a folder that holds no finished run, and
+    where programs would be run that a run's spec does not allow.
     """
+    from ift import spec as specs
     from ift.evaluate import forgetting
+    from ift.evaluate.evaluator import number_format
 
     if len(runs) < 2:
         raise IftError(
@@ -122,6 +125,7 @@ def transfer(
             items = [
                 i for i in storage.read_jsonl(folder / "prepare" / "items.jsonl") if i["suite"] == "task"
             ]
+            spec = specs.load(folder / "spec.yaml")
             with terminal.stage(folder.name) as stage:
                 path = output / f"{number + 1}-{folder.name}.parquet"
                 again, _ = _predict(
@@ -130,9 +134,11 @@ def transfer(
                     path,
                     resources,
                     stage,
-                    ranking="length",
-                    engine="transformers",
-                    batch_tokens=batch_tokens,
+                    dtype=number_format(spec.train.precision, resources.gpus),
+                    ranking=spec.evaluate.ranking,
+                    engine=spec.evaluate.engine,
+                    allow_code=spec.evaluate.allow_code,
+                    batch_tokens=spec.evaluate.batch_tokens,
                     base=None,
                 )
             later.append(_mean(again))
@@ -230,21 +236,24 @@ def _predict(
     *,
     ranking: str,
     engine: str,
+    allow_code: bool,
     batch_tokens: int,
     base: list[Manifest] | None,
+    dtype: str | None = None,
 ) -> tuple[list[Manifest], dict[str, float]]:
-    from ift.evaluate.evaluator import timed, write
+    from ift.evaluate.evaluator import number_format, timed, write
 
     stage.status("loading the model")
     predictions, seconds = timed(
         folder,
         items,
         gpus=resources.gpus,
-        dtype="bfloat16" if resources.gpus else "float32",
+        dtype=dtype or number_format("auto", resources.gpus),
         cache=storage.cache_dir(),
         batch_tokens=batch_tokens,
         ranking=ranking,
         engine=engine,
+        allow_code=allow_code,
         base=base,
         progress=lambda done, total: stage.progress(done, total, "items"),
     )

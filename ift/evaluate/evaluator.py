@@ -39,6 +39,7 @@ from ift.evaluate.generate import generate
 from ift.evaluate.score import Tree, score
 from ift.evaluate.store import Store
 from ift.prompts.chat import Tokenizer, encode_completion, encode_prompt, end_of_turn
+from ift.tasks import code
 from ift.tasks.checks import check
 from ift.tasks.metrics import grade
 from ift.tasks.scores import chance
@@ -63,6 +64,7 @@ def evaluate(
     ranking: str = "length",
     gpus_a_copy: int = 1,
     engine: str = "transformers",
+    allow_code: bool = False,
     base: Sequence[Mapping[str, Any]] | None = None,
     store: Store | None = None,
     progress: Callable[[int, int | None], None] | None = None,
@@ -74,7 +76,7 @@ def evaluate(
     of the same items, for the rules that compare with its answers. What `store` has is not computed again, and what
     is computed goes there batch by batch. A prompt over the model's context loses its beginning, and its prediction
     says so (`cut`). `took` hears of each batch: its items' numbers and the seconds that they took when they were
-    computed.
+    computed. Raises `IftError` where an item's metric is `code` and `allow_code` is not set.
     """
     import pyarrow as pa
     import ray.data
@@ -83,6 +85,8 @@ def evaluate(
 
     if not items:
         return []
+    if any(item["metric"] == "code" for item in items):
+        code.make_sure(allow_code=allow_code)
     tokenizer, encoder_decoder = load_tokenizer(model_dir), is_encoder_decoder(model_dir)
     items = fitting(tokenizer, items, context=context_length(model_dir), encoder_decoder=encoder_decoder)
     items = [{**item, "ranking": ranking} if item["kind"] == "multiple_choice" else item for item in items]
@@ -178,6 +182,12 @@ def write(path: Path, predictions: Sequence[Prediction], seconds: Sequence[float
     for prediction, took in zip(predictions, seconds, strict=True):
         spent.setdefault(prediction["name"], []).append(took)
     return {name: sum(values) / len(values) for name, values in spent.items()}
+
+
+def number_format(precision: str, gpus: int) -> str:
+    """The torch dtype in which a run with this `train.precision` is evaluated, on so many GPUs."""
+    asked = ("bf16" if gpus else "fp32") if precision == "auto" else precision
+    return {"fp32": "float32", "bf16": "bfloat16"}[asked]
 
 
 def gpus_a_copy(model_dir: Path, dtype: str) -> int:
@@ -424,7 +434,7 @@ def predict_generations(
                 )
             )
         else:
-            # consent was asked for before: an item with this metric that came so far has it
+            # `evaluate` has asked for consent: an item with this metric that came so far has it
             score = grade(item["metric"], output, item["reference"], allow_code=item["metric"] == "code")
             predictions.append(
                 _prediction(item, output=output, expected=item["reference"], score=score, spent=spent)

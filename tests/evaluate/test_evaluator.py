@@ -120,6 +120,12 @@ def test_no_item_no_batch_and_no_prediction(tiny_tokenizer: Any, tiny_model: Pat
     assert evaluate(tiny_model, [], actors=2, gpus=0, threads=1, batch_tokens=100) == []
 
 
+def test_programs_run_with_consent_alone(tiny_model: Path) -> None:
+    written = make("generation", 0, "two", metric="code", reference="assert two() == 2", max_new_tokens=4)
+    with pytest.raises(IftError, match="runs programs that the model wrote"):
+        evaluate(tiny_model, [written], actors=1, gpus=0, threads=1, batch_tokens=100)
+
+
 @few
 @given(items=st.lists(item(), max_size=30))
 def test_which_other_tasks_are_asked_changes_no_batch(
