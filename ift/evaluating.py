@@ -20,6 +20,7 @@ from ift.models import base
 from ift.summary import done, means, predictions_of
 
 Manifest = dict[str, Any]
+_LIMIT = 500  # test examples of a named task, where nothing is said
 
 
 def evaluate(
@@ -42,7 +43,8 @@ def evaluate(
 ) -> Manifest:
     """Ask `model`, and `against`, the items of `tasks` and `probes`; print and write what came out.
 
-    `tasks` are names of the library or paths of task files; `probes` is default, none, or names between commas.
+    `tasks` are names of the library or paths of task files; `probes` is default, none, or names between commas. Of
+    each task `limit` test examples are asked; where it is None, all of a run's own and 500 of others.
     Raises `IftError` where there is no such model or task, and where there is nothing to ask.
     """
     named = {"model": _folder(model, uri, terminal, "model")}
@@ -209,7 +211,7 @@ def _items(
                 progress=lambda done, total: stage.progress(done >> 20, total and total >> 20, "MiB"),
                 counting=lambda done, total: stage.progress(done, total, "rows"),
             )
-            asked, bad = making.items_of(gathered, chosen, limit=limit, allow_code=allow_code)
+            asked, bad = making.items_of(gathered, chosen, limit=limit or _LIMIT, allow_code=allow_code)
             if bad:
                 stage.note(
                     f"{len(bad):,} test rows cannot be worded and are left out, the first: {bad[0][2]}"

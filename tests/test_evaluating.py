@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from conftest import write_spec
 from rich.console import Console
 from tracking.made import predictions
 
 from ift import evaluating, storage
 from ift import spec as specs
+from ift.cli import cli
 from ift.cluster import Resources
 from ift.console import Terminal
 from ift.evaluate import evaluator
@@ -53,3 +55,38 @@ def test_a_sequence_is_asked_as_each_run_was(
         ("unconditional", "transformers", False, 600, "bfloat16"),
         ("raw", "transformers", True, 601, "float32"),
     ]
+
+
+def test_of_a_runs_own_items_all_are_asked_if_no_limit_is_given(tmp_path: Path) -> None:
+    items = [{"suite": "task", "name": "films", "id": f"{i}"} for i in range(700)]
+    items += [{"suite": "probe", "name": "words", "id": f"{i}"} for i in range(5)]
+    storage.write_jsonl(tmp_path / "prepare" / "items.jsonl", items)
+
+    def asked(limit: int | None) -> list[dict[str, Any]]:
+        return evaluating._items(str(tmp_path), Terminal(Console()), (), (), "default", limit, False)
+
+    assert asked(None) == items
+    assert asked(40) == [*items[:40], *items[700:]]
+
+
+def test_of_other_tasks_five_hundred_are_asked_if_no_limit_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+
+    def items_of(*_: Any, limit: int, **__: Any) -> Any:
+        limits.append(limit)
+        return [{"name": "trec"}], []
+
+    monkeypatch.setattr("ift.data.gather.gather", lambda *_, **__: None)
+    monkeypatch.setattr("ift.data.items.items_of", items_of)
+    for limit in (None, 40):
+        evaluating._items("someone/model", Terminal(Console()), ["trec"], (), "none", limit, False)
+    assert limits == [500, 40]
+
+
+def test_the_command_asks_all_of_a_runs_own_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: dict[str, Any] = {}
+    monkeypatch.setattr(evaluating, "evaluate", lambda *_, **how: heard.update(how))
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, ["evaluate", "runs/tiny"])
+    assert done.exit_code == 0, done.output
+    assert heard["limit"] is None

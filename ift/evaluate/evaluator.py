@@ -7,7 +7,8 @@ Out: one prediction an item, in the items' order, each with a score.
 
 Three kinds of items, because they tell different stories:
 
-    multiple_choice  ranked by log-likelihood                            score: 1.0 if the right one is first
+    multiple_choice  ranked by log-likelihood                            score: 1.0 if the right one is first;
+                                                                         NaN where one is no number
     reference        loss on a given answer                              score: nats a token, lower is better
     generation       a greedy answer, checked by rule or by a metric     score: 0.0 to 1.0
 
@@ -30,6 +31,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ift import cluster, storage
 from ift.errors import IftError
@@ -367,15 +370,17 @@ def predict_likelihoods(model: Any, tokenizer: Tokenizer, items: Sequence[Item])
                 with_ - without for with_, without in zip(ranked["raw"], before, strict=True)
             ]
         decisive = ranked[item.get("ranking", "length")]
-        best = max(range(len(decisive)), key=decisive.__getitem__)
+        names, right = item.get("labels") or item["choices"], item["answer"]
+        # of a model whose numbers are broken no choice is the likeliest, and none counts as chosen
+        best = int(np.argmax(decisive)) if np.isfinite(decisive).all() else None
         predictions.append(
             _prediction(
                 item,
-                output=item["choices"][best],
-                expected=item["choices"][item["answer"]],
-                score=float(best == item["answer"]),
+                output="" if best is None else item["choices"][best],
+                expected=item["choices"][right],
+                score=math.nan if best is None else float(best == right),
                 detail=ranked,
-                labels=(item["labels"][best], item["labels"][item["answer"]]) if item.get("labels") else None,
+                labels=("" if best is None else names[best], names[right]),
                 spent=spent,
             )
         )

@@ -194,6 +194,27 @@ def test_choices_are_ranked_as_asked(model: Any, tiny_tokenizer: Any, ranking: s
         assert found["output"] == choices[max(range(4), key=wanted[ranking].__getitem__)]
 
 
+@pytest.mark.parametrize("ranking", evaluator.RANKINGS)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_of_likelihoods_that_are_no_numbers_none_wins(
+    tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranking: str, place: int
+) -> None:
+    def score(model: Any, trees: Any) -> Any:
+        return [
+            [[math.nan if i == place else -1.0] for i, _ in enumerate(tree.continuations)] for tree in trees
+        ]
+
+    monkeypatch.setattr(evaluator, "score", score)
+    model = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False))
+    asked = make("multiple_choice", 0, "the film", choices=["good", "bad", "dull"], answer=0, ranking=ranking)
+    [found] = predict_likelihoods(model, tiny_tokenizer, [{**asked, "labels": ["A", "B", "C"]}])
+    assert math.isnan(found["score"])
+    assert (found["output"], found["predicted"], found["label"]) == ("", "", "A")
+    store = Store(tmp_path, model="m")
+    store.put([asked], [found], seconds=1.0)
+    assert store.get([asked]) is None
+
+
 def test_a_reference_is_scored_by_its_loss_with_the_end_of_the_turn(model: Any, tiny_tokenizer: Any) -> None:
     prompts = ["the film", "was this a good review"]
     references = ["not very good", "the review is long and very dull"]
