@@ -26,6 +26,7 @@ actors share them nor on which other tasks are asked.
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -52,6 +53,7 @@ Prediction = dict[str, Any]
 RANKINGS = ("length", "raw", "unconditional")
 _SMALL = 12 * storage.GIB  # weights that every GPU for training holds
 _ROWS = 64  # sequences in a batch, at most
+_REASONING = re.compile(r"\s*<think>.*?</think>\s*", re.S)
 _NO_QUESTION = "Answer:"  # what choices stand behind where they are ranked without their question
 
 
@@ -95,7 +97,9 @@ def evaluate(
     items = [{**item, "ranking": ranking} if item["kind"] == "multiple_choice" else item for item in items]
     if base is not None:
         items = [
-            {**item, "base": b["output"]} if "length_of_base" in (item["check"] or ()) else item
+            {**item, "base": without_reasoning(b["output"])}
+            if "length_of_base" in (item["check"] or ())
+            else item
             for item, b in zip(items, base, strict=True)
         ]
     if vllm := engine == "vllm":
@@ -412,7 +416,8 @@ def _unconditional(model: Any, tokenizer: Tokenizer, items: Sequence[Item]) -> d
 def predict_generations(
     answer: with_vllm.Answer, tokenizer: Tokenizer, items: Sequence[Item], *, encoder_decoder: bool = False
 ) -> list[Prediction]:
-    """Greedy answers, graded by the item's rules, or by its task's metric against the reference.
+    """Greedy answers, graded by the item's rules, or by its task's metric against the reference; reasoning between
+    `<think>` and `</think>` at the beginning is kept in `output` and not graded.
 
     `answer` is `generate` of a model, or vLLM's like.
     """
@@ -426,8 +431,9 @@ def predict_generations(
     for item, prompt, ids in zip(items, prompts, answers, strict=True):
         spent = (len(prompt), len(ids))
         output = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        graded = without_reasoning(output)
         if item["check"]:
-            failures = check(output, item["check"], item.get("base"))
+            failures = check(graded, item["check"], item.get("base"))
             predictions.append(
                 _prediction(
                     item,
@@ -435,16 +441,27 @@ def predict_generations(
                     expected=None,
                     score=float(not failures),
                     detail=failures,
+                    labels=(graded, None),
                     spent=spent,
                 )
             )
         else:
             # `evaluate` has asked for consent: an item with this metric that came so far has it
-            score = grade(item["metric"], output, item["reference"], allow_code=item["metric"] == "code")
+            wanted = item["reference"]
+            score = grade(item["metric"], graded, wanted, allow_code=item["metric"] == "code")
             predictions.append(
-                _prediction(item, output=output, expected=item["reference"], score=score, spent=spent)
+                _prediction(
+                    item, output=output, expected=wanted, score=score, labels=(graded, wanted), spent=spent
+                )
             )
     return predictions
+
+
+def without_reasoning(output: str) -> str:
+    """What a model says behind the `<think>…</think>` that its answer begins with; all of it where that is not closed,
+    as of an answer that grew too long."""
+    found = _REASONING.match(output)
+    return output[found.end() :] if found else output
 
 
 def _prediction(
@@ -455,9 +472,10 @@ def _prediction(
     score: float,
     spent: tuple[int, int],
     detail: Any = None,
-    labels: tuple[str, str] | None = None,
+    labels: tuple[str, str | None] | None = None,
 ) -> Prediction:
-    predicted, label = labels or (output, expected)  # names of classes, where a prompt calls them A and B
+    # names of classes, where a prompt calls them A and B; an answer without the reasoning before it
+    predicted, label = labels or (output, expected)
     return {
         **{key: item[key] for key in ("suite", "name", "id", "kind", "metric", "prompt")},
         "shots": item.get("shots", 0),

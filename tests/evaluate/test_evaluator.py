@@ -194,6 +194,35 @@ def test_choices_are_ranked_as_asked(model: Any, tiny_tokenizer: Any, ranking: s
         assert found["output"] == choices[max(range(4), key=wanted[ranking].__getitem__)]
 
 
+@pytest.mark.parametrize(
+    ("said", "graded"),
+    [
+        ("<think>\nso long a film\n</think>\n\ngood", "good"),
+        ("<think></think>good", "good"),
+        ("<think> a film </think> good <think> bad </think>", "good <think> bad </think>"),
+        ("<think> so long a film", "<think> so long a film"),  # not closed: it grew too long
+        ("good <think> bad </think>", "good <think> bad </think>"),
+        ("good", "good"),
+    ],
+)
+def test_reasoning_before_an_answer_is_kept_and_not_graded(
+    tiny_tokenizer: Any, said: str, graded: str
+) -> None:
+    assert evaluator.without_reasoning(said) == graded
+
+    class Says:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tiny_tokenizer, name)
+
+        def decode(self, *_: Any, **__: Any) -> str:
+            return said
+
+    by_task = make("generation", 0, "is it?", metric="exact_match", reference=graded, max_new_tokens=4)
+    by_rule = make("generation", 1, "is it?", check={"equals": graded}, max_new_tokens=4)
+    found = predict_generations(lambda prompts, **_: [[1]] * len(prompts), Says(), [by_task, by_rule])
+    assert [(p["score"], p["output"], p["predicted"]) for p in found] == [(1.0, said, graded)] * 2
+
+
 @pytest.mark.parametrize("ranking", evaluator.RANKINGS)
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_of_likelihoods_that_are_no_numbers_none_wins(
