@@ -57,7 +57,7 @@ _RULES = [
     # {"password": "…"}, password='…'
     (
         re.compile(
-            rf"((?:{_PASSWORD}|{_KEY})(?:(?P<q>[\"'])\s*:|\s?[:=])\s*(?P<v>[\"']))(?:\\.|(?!(?P=v))[^\\\n])+",
+            rf"((?:{_PASSWORD}|{_KEY})(?:[\"']\s*:|\s?[:=])\s*(?P<v>[\"']))(?:\\.|(?!(?P=v))[^\\\n])+",
             re.I,
         ),
         rf"\1{GONE}",
