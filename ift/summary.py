@@ -142,7 +142,7 @@ def _trained_tokens(folder: Path) -> int:
     """How many tokens the run in `folder` was trained on: of those prepared, fewer where training ended early."""
     prepared, trained = (done(folder, stage) or {} for stage in ("prepare", "train"))
     share = trained["packs"] / prepared["packs"] if trained.get("packs") and prepared.get("packs") else 1.0
-    return round(prepared.get("tokens", 0) * share)
+    return round(int(prepared.get("tokens", 0)) * share)
 
 
 def means(predictions: Sequence[Manifest]) -> dict[str, float]:
