@@ -314,7 +314,9 @@ def inspect(
     "--against", metavar="RUN_OR_MODEL", help="Ask this model too, and tell what was lost against it."
 )
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=500, show_default=True, help="Test examples a task."
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Test examples a task.  [default: 500; of a run's own items all]",
 )
 @click.option(
     "--ranking",
@@ -352,7 +354,7 @@ def evaluate(
     tasks_: Sequence[str],
     probes: str,
     against: str | None,
-    limit: int,
+    limit: int | None,
     ranking: str,
     engine: str,
     allow_code: bool,

@@ -20,6 +20,7 @@ from ift.models import base
 from ift.summary import done, means, predictions_of
 
 Manifest = dict[str, Any]
+_LIMIT = 500  # test examples of a named task, where nothing is said
 
 
 def evaluate(
@@ -42,7 +43,8 @@ def evaluate(
 ) -> Manifest:
     """Ask `model`, and `against`, the items of `tasks` and `probes`; print and write what came out.
 
-    `tasks` are names of the library or paths of task files; `probes` is default, none, or names between commas.
+    `tasks` are names of the library or paths of task files; `probes` is default, none, or names between commas. Of
+    each task `limit` test examples are asked; where it is None, all of a run's own and 500 of others.
     Raises `IftError` where there is no such model or task, and where there is nothing to ask.
     """
     named = {"model": _folder(model, uri, terminal, "model")}
@@ -67,6 +69,7 @@ def evaluate(
                     stage,
                     ranking=ranking,
                     engine=engine,
+                    allow_code=allow_code,
                     batch_tokens=batch_tokens,
                     base=predictions.get("against"),
                 )
@@ -90,15 +93,17 @@ def transfer(
     *,
     terminal: Terminal,
     output: Path,
-    batch_tokens: int = 4096,
     address: str | None = None,
 ) -> Manifest:
     """What the last of `runs`, each of which went on from the model of the one before, did to the tasks of the others.
 
-    Each run's own test items are asked of the last run's model; what the run's own model made of them is in its
-    folder. Raises `IftError` for fewer than two, and for a folder that holds no finished run.
+    Each run's own test items are asked of the last run's model, in the way that its spec says; what the run's own model
+    made of them is in its folder. Raises `IftError` for fewer than two, for a folder that holds no finished run, and
+    where programs would be run that a run's spec does not allow.
     """
+    from ift import spec as specs
     from ift.evaluate import forgetting
+    from ift.evaluate.evaluator import number_format
 
     if len(runs) < 2:
         raise IftError(
@@ -122,6 +127,7 @@ def transfer(
             items = [
                 i for i in storage.read_jsonl(folder / "prepare" / "items.jsonl") if i["suite"] == "task"
             ]
+            spec = specs.load(folder / "spec.yaml")
             with terminal.stage(folder.name) as stage:
                 path = output / f"{number + 1}-{folder.name}.parquet"
                 again, _ = _predict(
@@ -130,9 +136,11 @@ def transfer(
                     path,
                     resources,
                     stage,
-                    ranking="length",
-                    engine="transformers",
-                    batch_tokens=batch_tokens,
+                    dtype=number_format(spec.train.precision, resources.gpus),
+                    ranking=spec.evaluate.ranking,
+                    engine=spec.evaluate.engine,
+                    allow_code=spec.evaluate.allow_code,
+                    batch_tokens=spec.evaluate.batch_tokens,
                     base=None,
                 )
             later.append(_mean(again))
@@ -203,7 +211,7 @@ def _items(
                 progress=lambda done, total: stage.progress(done >> 20, total and total >> 20, "MiB"),
                 counting=lambda done, total: stage.progress(done, total, "rows"),
             )
-            asked, bad = making.items_of(gathered, chosen, limit=limit, allow_code=allow_code)
+            asked, bad = making.items_of(gathered, chosen, limit=limit or _LIMIT, allow_code=allow_code)
             if bad:
                 stage.note(
                     f"{len(bad):,} test rows cannot be worded and are left out, the first: {bad[0][2]}"
@@ -230,21 +238,24 @@ def _predict(
     *,
     ranking: str,
     engine: str,
+    allow_code: bool,
     batch_tokens: int,
     base: list[Manifest] | None,
+    dtype: str | None = None,
 ) -> tuple[list[Manifest], dict[str, float]]:
-    from ift.evaluate.evaluator import timed, write
+    from ift.evaluate.evaluator import number_format, timed, write
 
     stage.status("loading the model")
     predictions, seconds = timed(
         folder,
         items,
         gpus=resources.gpus,
-        dtype="bfloat16" if resources.gpus else "float32",
+        dtype=dtype or number_format("auto", resources.gpus),
         cache=storage.cache_dir(),
         batch_tokens=batch_tokens,
         ranking=ranking,
         engine=engine,
+        allow_code=allow_code,
         base=base,
         progress=lambda done, total: stage.progress(done, total, "items"),
     )

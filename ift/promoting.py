@@ -216,12 +216,26 @@ def _tell(seen: guards.Seen, terminal: Terminal) -> None:
 def _ask(
     registry: Registry, champion: Version, version: Version, terminal: Terminal, address: str | None
 ) -> list[Mapping[str, Any]]:
-    """The champion's answers to the items of `version`."""
-    from ift.evaluate.evaluator import timed
+    """The champion's answers to the items of `version`, asked as the spec of its run says.
+
+    Raises `IftError` where the run of `version` has left no spec or items, where it does not allow the code that its
+    items would run, and where the two were not asked the same tasks of the harness.
+    """
+    from ift import spec as specs
+    from ift.evaluate.evaluator import number_format, timed
 
     with tempfile.TemporaryDirectory() as scratch:
-        path = registry.artifact(version, "prepare/items.jsonl", Path(scratch))
-        items = storage.read_jsonl(path)
+        spec = specs.load(registry.artifact(version, "spec.yaml", Path(scratch)))
+        items = storage.read_jsonl(registry.artifact(version, "prepare/items.jsonl", Path(scratch)))
+        kept = _of_harness(registry, champion, version, len(items)) if spec.evaluate.harness else []
+        base = (registry.predictions(version, "baseline") or [])[: len(items)]
+        if [p["id"] for p in base] != [item["id"] for item in items]:
+            base = []
+            if any("length_of_base" in (item["check"] or ()) for item in items):
+                terminal.note(
+                    f"the answers of version {version.number}'s base model are not in MLflow: where an answer must be "
+                    "as long as these, one word is enough for the champion"
+                )
         folder = Path(scratch) / "champion"
         with terminal.stage("champion") as stage:
             stage.status(f"fetching version {champion.number}")
@@ -232,15 +246,38 @@ def _ask(
                     folder,
                     items,
                     gpus=resources.gpus,
-                    dtype="bfloat16" if resources.gpus else "float32",
+                    dtype=number_format(spec.train.precision, resources.gpus),
                     cache=storage.cache_dir(),
-                    batch_tokens=4096,
+                    batch_tokens=spec.evaluate.batch_tokens,
+                    ranking=spec.evaluate.ranking,
+                    engine=spec.evaluate.engine,
+                    allow_code=spec.evaluate.allow_code,
+                    base=base or None,
                     progress=lambda done, total: stage.progress(done, total, "items"),
                 )
             stage.result(
                 f"version {champion.number} answered {len(items):,} items of version {version.number}"
             )
-    return list(found)
+    return [*found, *kept]
+
+
+def _of_harness(
+    registry: Registry, champion: Version, version: Version, asked: int
+) -> list[Mapping[str, Any]]:
+    """What the champion's own run answered to the tasks of the harness that `version` was asked behind its first
+    `asked` items: they are the same in every run, and not asked again here."""
+    wanted = (registry.predictions(version, "evaluate") or [])[asked:]
+    own: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for prediction in registry.predictions(champion, "evaluate") or []:
+        own.setdefault((prediction["name"], prediction["id"]), prediction)
+    if missing := {p["name"]: None for p in wanted if (p["name"], p["id"]) not in own}:
+        raise IftError(
+            f"version {version.number} was asked {', '.join(missing)} of the lm-evaluation-harness, and version "
+            f"{champion.number} was not, or not all of it; `--ask` cannot ask the harness's tasks",
+            wanted="two runs with the same `evaluate.harness` and `evaluate.harness_limit`",
+            hint="promote without `--ask`; with --override REASON where you know the champion's answers from elsewhere",
+        )
+    return [own[p["name"], p["id"]] for p in wanted]
 
 
 def user() -> str:

@@ -353,6 +353,7 @@ class Job:
             batch_tokens=self.spec.evaluate.batch_tokens,
             ranking=self.spec.evaluate.ranking,
             engine=self.spec.evaluate.engine,
+            allow_code=self.spec.evaluate.allow_code,
             base=base,
             progress=lambda done, total: stage.progress(done, total, "items"),
         )
@@ -735,6 +736,8 @@ class Job:
             threads=max(1, (os.cpu_count() or 1) // 2),
             batch_tokens=self.spec.evaluate.batch_tokens,
             dtype=dtype,
+            ranking=self.spec.evaluate.ranking,
+            allow_code=self.spec.evaluate.allow_code,
             base=base,
             store=store_of(self.cache, model_dir, gpus=int(spare_gpu), dtype=dtype),
         )

@@ -133,9 +133,16 @@ def prompting_of(folder: Path, tuned: Mapping[str, Path]) -> list[Manifest]:
     for n in prompted_shots(folder):
         ways.append(way(f"base, {n} shot{'s' * (n > 1)}", folder, f"prompting/{n}", shots=n))
     ways += [way(name, of, "evaluate", trained=True) for name, of in tuned.items()]
-    tokens = {name: int((done(of, "prepare") or {}).get("tokens", 0)) for name, of in tuned.items()}
+    tokens = {name: _trained_tokens(of) for name, of in tuned.items()}
     context = base.context_length(next(iter(tuned.values())) / "model")
     return compare(ways, context=context, trained_tokens=tokens)
+
+
+def _trained_tokens(folder: Path) -> int:
+    """How many tokens the run in `folder` was trained on: of those prepared, fewer where training ended early."""
+    prepared, trained = (done(folder, stage) or {} for stage in ("prepare", "train"))
+    share = trained["packs"] / prepared["packs"] if trained.get("packs") and prepared.get("packs") else 1.0
+    return round(int(prepared.get("tokens", 0)) * share)
 
 
 def means(predictions: Sequence[Manifest]) -> dict[str, float]:

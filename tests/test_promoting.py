@@ -1,16 +1,24 @@
 """`ift promote`, `rollback`, `guard` and `models` as people type them."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from tracking.made import make_version
+from rich.console import Console
+from tracking.made import make_version, predictions
 
+from ift import promoting, storage
 from ift.cli import cli
+from ift.cluster import Resources
+from ift.console import Terminal
 from ift.errors import IftError
+from ift.evaluate import evaluator
 from ift.reproducing import compared
+from ift.tracking.registry import Registry
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +131,96 @@ def test_an_alias_that_was_taken_or_set_by_hand_opens_no_way_past_the_gate(
     assert "champion of reviews is version 3 now\n" in passed.output
     again = ift(tmp_path, "promote", "reviews", "3", "--to", "champion")
     assert "nothing to do" in again.output
+
+
+# --- --ask ------------------------------------------------------------------------------------------------
+
+SPEC = """\
+name: reviews
+model: {{source: someone/base, revision: main}}
+tasks: [rotten_tomatoes]
+evaluate: {{ranking: unconditional, engine: vllm, batch_tokens: 512{more}}}
+"""
+
+
+class Asked:
+    """Two versions of which the second was asked other items; and what the first is asked with `--ask`."""
+
+    def __init__(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, more: str = "", metric: str = ""
+    ) -> None:
+        uri = f"sqlite:///{folder}/mlflow.db"
+        make_version(uri, folder / "a", "reviews")
+        make_version(uri, folder / "b", "reviews", items="b")
+        self.registry, self.folder, self.how = Registry(uri), folder, {}
+        self.champion, self.version = (self.registry.version("reviews", which) for which in "12")
+        self.answers = predictions(0.5, 0.5, items="b")
+        items = [
+            {
+                **{key: p[key] for key in ("suite", "name", "id", "kind", "prompt")},
+                "metric": metric,
+                "check": None,
+            }
+            for p in self.answers
+        ]
+        (folder / "spec.yaml").write_text(SPEC.format(more=more))
+        storage.write_jsonl(folder / "items.jsonl", items)
+        run = self.version.run_id
+        assert run
+        self.registry.client.log_artifact(run, str(folder / "spec.yaml"))
+        self.registry.client.log_artifact(run, str(folder / "items.jsonl"), "prepare")
+        monkeypatch.setattr("ift.cluster.connect", lambda *_, **__: contextlib.nullcontext())
+        monkeypatch.setattr("ift.cluster.with_gpu", lambda *_: Resources(cpus=2, gpus=0, nodes=1))
+        monkeypatch.setattr(evaluator, "timed", self.timed)
+
+    def timed(self, folder: Path, items: Any, **how: Any) -> Any:
+        self.how = how
+        return self.answers, []
+
+    def add(self, stage: str, name: str, version: Any, more: list[dict[str, Any]]) -> None:
+        """`more` predictions of a stage of the version's run, behind those that are there."""
+        path = self.folder / name / stage / "predictions.parquet"
+        there = self.registry.predictions(version, stage) or []
+        evaluator.write(path, [*there, *more], [0.0] * (len(there) + len(more)))
+        self.registry.client.log_artifact(version.run_id, str(path), stage)
+
+    def __call__(self) -> list[Any]:
+        return promoting._ask(self.registry, self.champion, self.version, Terminal(Console()), None)
+
+
+def test_the_champion_is_asked_as_the_spec_of_the_new_version_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(tmp_path, monkeypatch)
+    assert asked() == asked.answers
+    how = asked.how
+    assert (how["ranking"], how["engine"], how["batch_tokens"]) == ("unconditional", "vllm", 512)
+    assert (how["dtype"], how["allow_code"]) == ("float32", False)
+    assert how["base"] == asked.registry.predictions(asked.version, "baseline")
+
+
+def test_programs_that_the_champion_writes_run_where_the_spec_of_the_new_version_allows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(tmp_path, monkeypatch, more=", allow_code: true", metric="code")
+    asked()
+    assert asked.how["allow_code"] is True
+
+
+def test_what_the_champion_answered_to_the_harness_counts_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(tmp_path, monkeypatch, more=", harness: [arc_easy]")
+    of_harness = [
+        {**p, "name": "arc_easy"} for p in predictions(0.0, 0.9, items="h") if p["suite"] == "probe"
+    ]
+    asked.add("evaluate", "b", asked.version, of_harness)
+    with pytest.raises(IftError, match="version 2 was asked arc_easy of the lm-evaluation-harness") as caught:
+        asked()
+    assert "cannot ask the harness's tasks" in caught.value.what
+    lost = [{**p, "score": 0.0} for p in of_harness]
+    asked.add("evaluate", "a", asked.champion, lost)
+    assert [(p["id"], p["score"]) for p in asked()[len(asked.answers) :]] == [(p["id"], 0.0) for p in lost]
 
 
 def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import write_spec
@@ -93,3 +94,15 @@ def test_a_run_that_ended_early_says_so_and_whose_weights_came_out() -> None:
     assert trained_in_words({**whole, "best_step": 160}) == f"{begun}, {numbers}{reloaded}"
     best = trained_in_words({**told, "stopped_early": True, "best_step": 120})
     assert best == f"{begun}, ended early, {numbers}the weights of step 120 are the result; {reloaded}"
+
+
+def test_what_is_measured_beside_the_training_is_measured_as_the_rest(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"ranking": "unconditional", "allow_code": True}
+    spec = specs.load(write_spec(tmp_path, tiny_model, evaluate=asked))
+    job = Job(spec, tmp_path / "run", Terminal(Console(file=io.StringIO())))
+    heard: dict[str, Any] = {}
+    monkeypatch.setattr("ift.evaluate.evaluator.evaluate", lambda *_, **how: heard.update(how))
+    job._aside(tiny_model, [], spare_gpu=False)
+    assert (heard["ranking"], heard["allow_code"]) == ("unconditional", True)

@@ -45,8 +45,8 @@ def compare(
 ) -> list[dict[str, Any]]:
     """A row a task: `{"name", "kind", "metric", "items", "ways": [{...}], "verdict": {"kind", "words", ...}}`.
 
-    `context` is the model's, in tokens; `trained_tokens` counts what each trained way (by name) was trained on, all
-    epochs. Only tasks that were trained on are compared.
+    `context` is the model's, in tokens; `trained_tokens` counts what each trained way (by name) was trained on, in
+    all epochs that it came to. Only tasks that were trained on are compared.
     """
     found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for way in ways:

@@ -7,7 +7,8 @@ Out: one prediction an item, in the items' order, each with a score.
 
 Three kinds of items, because they tell different stories:
 
-    multiple_choice  ranked by log-likelihood                            score: 1.0 if the right one is first
+    multiple_choice  ranked by log-likelihood                            score: 1.0 if the right one is first;
+                                                                         NaN where one is no number
     reference        loss on a given answer                              score: nats a token, lower is better
     generation       a greedy answer, checked by rule or by a metric     score: 0.0 to 1.0
 
@@ -25,11 +26,14 @@ actors share them nor on which other tasks are asked.
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ift import cluster, storage
 from ift.errors import IftError
@@ -39,6 +43,7 @@ from ift.evaluate.generate import generate
 from ift.evaluate.score import Tree, score
 from ift.evaluate.store import Store
 from ift.prompts.chat import Tokenizer, encode_completion, encode_prompt, end_of_turn
+from ift.tasks import code
 from ift.tasks.checks import check
 from ift.tasks.metrics import grade
 from ift.tasks.scores import chance
@@ -48,6 +53,7 @@ Prediction = dict[str, Any]
 RANKINGS = ("length", "raw", "unconditional")
 _SMALL = 12 * storage.GIB  # weights that every GPU for training holds
 _ROWS = 64  # sequences in a batch, at most
+_REASONING = re.compile(r"\s*<think>.*?</think>\s*", re.S)
 _NO_QUESTION = "Answer:"  # what choices stand behind where they are ranked without their question
 
 
@@ -63,6 +69,7 @@ def evaluate(
     ranking: str = "length",
     gpus_a_copy: int = 1,
     engine: str = "transformers",
+    allow_code: bool = False,
     base: Sequence[Mapping[str, Any]] | None = None,
     store: Store | None = None,
     progress: Callable[[int, int | None], None] | None = None,
@@ -74,7 +81,7 @@ def evaluate(
     of the same items, for the rules that compare with its answers. What `store` has is not computed again, and what
     is computed goes there batch by batch. A prompt over the model's context loses its beginning, and its prediction
     says so (`cut`). `took` hears of each batch: its items' numbers and the seconds that they took when they were
-    computed.
+    computed. Raises `IftError` where an item's metric is `code` and `allow_code` is not set.
     """
     import pyarrow as pa
     import ray.data
@@ -83,12 +90,16 @@ def evaluate(
 
     if not items:
         return []
+    if any(item["metric"] == "code" for item in items):
+        code.make_sure(allow_code=allow_code)
     tokenizer, encoder_decoder = load_tokenizer(model_dir), is_encoder_decoder(model_dir)
     items = fitting(tokenizer, items, context=context_length(model_dir), encoder_decoder=encoder_decoder)
     items = [{**item, "ranking": ranking} if item["kind"] == "multiple_choice" else item for item in items]
     if base is not None:
         items = [
-            {**item, "base": b["output"]} if "length_of_base" in (item["check"] or ()) else item
+            {**item, "base": without_reasoning(b["output"])}
+            if "length_of_base" in (item["check"] or ())
+            else item
             for item, b in zip(items, base, strict=True)
         ]
     if vllm := engine == "vllm":
@@ -178,6 +189,12 @@ def write(path: Path, predictions: Sequence[Prediction], seconds: Sequence[float
     for prediction, took in zip(predictions, seconds, strict=True):
         spent.setdefault(prediction["name"], []).append(took)
     return {name: sum(values) / len(values) for name, values in spent.items()}
+
+
+def number_format(precision: str, gpus: int) -> str:
+    """The torch dtype in which a run with this `train.precision` is evaluated, on so many GPUs."""
+    asked = ("bf16" if gpus else "fp32") if precision == "auto" else precision
+    return {"fp32": "float32", "bf16": "bfloat16"}[asked]
 
 
 def gpus_a_copy(model_dir: Path, dtype: str) -> int:
@@ -357,15 +374,17 @@ def predict_likelihoods(model: Any, tokenizer: Tokenizer, items: Sequence[Item])
                 with_ - without for with_, without in zip(ranked["raw"], before, strict=True)
             ]
         decisive = ranked[item.get("ranking", "length")]
-        best = max(range(len(decisive)), key=decisive.__getitem__)
+        names, right = item.get("labels") or item["choices"], item["answer"]
+        # of a model whose numbers are broken no choice is the likeliest, and none counts as chosen
+        best = int(np.argmax(decisive)) if np.isfinite(decisive).all() else None
         predictions.append(
             _prediction(
                 item,
-                output=item["choices"][best],
-                expected=item["choices"][item["answer"]],
-                score=float(best == item["answer"]),
+                output="" if best is None else item["choices"][best],
+                expected=item["choices"][right],
+                score=math.nan if best is None else float(best == right),
                 detail=ranked,
-                labels=(item["labels"][best], item["labels"][item["answer"]]) if item.get("labels") else None,
+                labels=("" if best is None else names[best], names[right]),
                 spent=spent,
             )
         )
@@ -397,7 +416,8 @@ def _unconditional(model: Any, tokenizer: Tokenizer, items: Sequence[Item]) -> d
 def predict_generations(
     answer: with_vllm.Answer, tokenizer: Tokenizer, items: Sequence[Item], *, encoder_decoder: bool = False
 ) -> list[Prediction]:
-    """Greedy answers, graded by the item's rules, or by its task's metric against the reference.
+    """Greedy answers, graded by the item's rules, or by its task's metric against the reference; reasoning between
+    `<think>` and `</think>` at the beginning is kept in `output` and not graded.
 
     `answer` is `generate` of a model, or vLLM's like.
     """
@@ -411,8 +431,9 @@ def predict_generations(
     for item, prompt, ids in zip(items, prompts, answers, strict=True):
         spent = (len(prompt), len(ids))
         output = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        graded = without_reasoning(output)
         if item["check"]:
-            failures = check(output, item["check"], item.get("base"))
+            failures = check(graded, item["check"], item.get("base"))
             predictions.append(
                 _prediction(
                     item,
@@ -420,16 +441,27 @@ def predict_generations(
                     expected=None,
                     score=float(not failures),
                     detail=failures,
+                    labels=(graded, None),
                     spent=spent,
                 )
             )
         else:
-            # consent was asked for before: an item with this metric that came so far has it
-            score = grade(item["metric"], output, item["reference"], allow_code=item["metric"] == "code")
+            # `evaluate` has asked for consent: an item with this metric that came so far has it
+            wanted = item["reference"]
+            score = grade(item["metric"], graded, wanted, allow_code=item["metric"] == "code")
             predictions.append(
-                _prediction(item, output=output, expected=item["reference"], score=score, spent=spent)
+                _prediction(
+                    item, output=output, expected=wanted, score=score, labels=(graded, wanted), spent=spent
+                )
             )
     return predictions
+
+
+def without_reasoning(output: str) -> str:
+    """What a model says behind the `<think>…</think>` that its answer begins with; all of it where that is not closed,
+    as of an answer that grew too long."""
+    found = _REASONING.match(output)
+    return output[found.end() :] if found else output
 
 
 def _prediction(
@@ -440,9 +472,10 @@ def _prediction(
     score: float,
     spent: tuple[int, int],
     detail: Any = None,
-    labels: tuple[str, str] | None = None,
+    labels: tuple[str, str | None] | None = None,
 ) -> Prediction:
-    predicted, label = labels or (output, expected)  # names of classes, where a prompt calls them A and B
+    # names of classes, where a prompt calls them A and B; an answer without the reasoning before it
+    predicted, label = labels or (output, expected)
     return {
         **{key: item[key] for key in ("suite", "name", "id", "kind", "metric", "prompt")},
         "shots": item.get("shots", 0),

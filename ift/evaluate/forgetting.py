@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ift.evaluate.statistics import EXACT, RESAMPLES, Interval, holm, interval, p_of_drop
+from ift.evaluate.statistics import EXACT, RESAMPLES, Interval, at_once, holm, interval, p_of_drop
 from ift.tasks import scores
 
 # of a kind of probe that names none
@@ -129,8 +129,10 @@ def mean_drop(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, 
         return {"value": None, "low": None, "high": None}
     drops = []
     for name, values in worse.items():
-        drawn = rng.integers(0, len(values), size=(RESAMPLES, len(values)))
-        means = np.concatenate([[np.mean(values)], np.array(values)[drawn].mean(axis=1)])
+        each, step = np.array(values), at_once(len(values))
+        sizes = [min(step, RESAMPLES - start) for start in range(0, RESAMPLES, step)]
+        drawn = [each[rng.integers(0, len(each), size=(size, len(each)))].mean(axis=1) for size in sizes]
+        means = np.concatenate([[each.mean()], *drawn])
         drops.append(1 - np.exp(-means) if name in nats else means)
     means = np.mean(drops, axis=0)
     low, high = np.percentile(means[1:], [2.5, 97.5])
@@ -138,12 +140,15 @@ def mean_drop(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, 
 
 
 def summary(probes: Sequence[Mapping[str, Any]], *, breach: bool) -> dict[str, Any]:
-    """The probes in short: `{"breach", "mean_drop", "worst", "probes": {name: {base, tuned, drop, low, high, p}}}`."""
+    """The probes in short: `{"breach", "mean_drop", "worst", "probes": {name: {base, tuned, drop, low, high, p}}}`.
+
+    A drop that is no number is the worst, and makes the mean one that is none.
+    """
     drops = {row["name"]: row["drop"]["value"] for row in probes if row["drop"]["value"] is not None}
     return {
         "breach": breach,
         "mean_drop": math.fsum(drops.values()) / len(drops) if drops else None,
-        "worst": max(drops, key=drops.__getitem__) if drops else None,
+        "worst": max(drops, key=lambda name: (math.isnan(drops[name]), drops[name])) if drops else None,
         "probes": {
             row["name"]: {
                 "base": row["base"]["value"],

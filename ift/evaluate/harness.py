@@ -71,7 +71,18 @@ def harness_predictions(
         bootstrap_iters=0,  # intervals are ours, and paired
         task_manager=manager,
     )
-    return [_prediction(name, sample) for name, samples in found["samples"].items() for sample in samples]
+    return [
+        _prediction(name, sample) for name, samples in found["samples"].items() for sample in _first(samples)
+    ]
+
+
+def _first(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One sample a document: a task that reads its answers in several ways (filters, as gsm8k's strict-match and
+    flexible-extract) has one for each, of which the first counts."""
+    first: dict[Any, Mapping[str, Any]] = {}
+    for sample in samples:
+        first.setdefault(sample["doc_id"], sample)
+    return list(first.values())
 
 
 def kept_predictions(
@@ -79,8 +90,10 @@ def kept_predictions(
 ) -> list[Prediction]:
     """`harness_predictions`, task by task; what `store` has is not asked again."""
     found: list[Prediction] = []
+    # where it runs, the store's own address says
+    decides = {key: str(value) for key, value in how.items() if key not in ("dtype", "device")}
     for name in names:
-        asked = [{"harness": name, "version": metadata.version("lm-eval"), "limit": limit}]
+        asked = [{"harness": name, "version": metadata.version("lm-eval"), "limit": limit, **decides}]
         kept = store.get(asked)
         made = kept[0] if kept else harness_predictions(model_dir, [name], limit=limit, **how)
         if not kept:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Interval = dict[str, float | None]
 RESAMPLES = 4000
+_AT_ONCE = 10**7  # numbers that are drawn at a time: what is in memory does not grow with the items
 EXACT = 12  # so many differences have few enough signs to try them all
 
 
@@ -40,10 +41,16 @@ def interval(values: NDArray[np.float64]) -> Interval:
         np.mean,
         confidence_level=level,
         n_resamples=RESAMPLES,
+        batch=at_once(n),
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
     return {"value": mean, "low": float(result.low), "high": float(result.high)}
+
+
+def at_once(items: int) -> int:
+    """How many resamples of so many items are drawn at a time."""
+    return max(1, _AT_ONCE // items)
 
 
 def p_of_drop(differences: NDArray[np.float64]) -> float:
@@ -66,6 +73,7 @@ def p_of_drop(differences: NDArray[np.float64]) -> float:
         lambda signed, axis: signed.mean(axis=axis),
         permutation_type="samples",
         n_resamples=np.inf if exact else 9999,
+        batch=at_once(len(moved)),
         alternative="greater",
         vectorized=True,
         rng=np.random.default_rng(0),

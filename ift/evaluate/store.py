@@ -21,11 +21,8 @@ from typing import Any
 from ift import storage
 
 _HOUSE = Path(__file__).resolve().parents[1]
-_DECIDES = (
-    "evaluate",
-    "prompts",
-    "tasks",
-)  # the sections whose code decides what is predicted, and its grade
+# the sections whose code decides what is predicted, and its grade
+_DECIDES = ("evaluate", "models", "prompts", "tasks")
 _LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "rouge-score", "sacrebleu")
 
 

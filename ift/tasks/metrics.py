@@ -26,6 +26,8 @@ from ift.tasks.code import pass_at_1
 
 # "The answer is 72", "Final answer: 72", "**Answer:** 72"
 _ANNOUNCED = re.compile(r"\banswer\b(?:\s+is\b\s*:?|\s*:)", re.I)
+# what announces a number besides: GSM8K's own mark
+_ANNOUNCED_NUMBER = re.compile(rf"{_ANNOUNCED.pattern}|####", re.I)
 # White space and marks of emphasis around an announced answer.
 _AROUND = string.whitespace + "*_`"
 
@@ -50,6 +52,10 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
+
+_SUM = re.compile(
+    r"(?:[0-9x\s.,$€£%()+*/×÷·−-]*(?<!\()=)+", re.I
+)  # in front of what it comes to: "3 + 4 = 7"
 
 _SEPARATORS = re.compile(r"[;\n]|(?<![0-9]),|,(?![0-9])")  # the comma in 1,000 separates nothing
 _BULLET = re.compile(r"^(?:[•·]\s*|(?:[-–*+]|[0-9]{1,3}[.)]|\([0-9]{1,3}\))\s+)")
@@ -201,26 +207,31 @@ def chrf(output: str, reference: str) -> float:
 
 
 def number(output: str, reference: str) -> float:
-    """1.0 where the last numbers of the two answers are equal.
+    """1.0 where the two answers come to the same number (`final_number`).
 
     The final number alone counts in GSM8K too (Cobbe et al. 2021, arXiv 2110.14168), there behind a mark of its own.
     A reference without a number is compared by `announced_match`.
     """
-    wanted = last_number(reference)
+    wanted = final_number(reference)
     if wanted is None:
         return announced_match(output, reference)
-    return float(last_number(output) == wanted)
+    return float(final_number(output) == wanted)
 
 
-def last_number(text: str) -> Fraction | None:
-    """The last number of the `final_answer`, else of the whole text: 1,234.5, -3, $5, 50%, 3/4, 1 1/2, 2e-3.
+def final_number(text: str) -> Fraction | None:
+    """The number that an answer comes to: 1,234.5, -3, $5, 50%, 3/4, 1 1/2, 2e-3. None where there is none.
 
-    A percentage is the number before its sign: 50% is 50, not 0.5. Digits behind a letter, as in H2O, are no number.
+    It is the first behind the last "answer is", "answer:" or "####" whose line has one, and of a sum there
+    ("3 + 4 = 7") what it comes to; else the last of the whole text. A percentage is the number before its sign: 50% is
+    50, not 0.5. Digits behind a letter, as in H2O, are no number.
     """
-    for part in (final_answer(text), text):
-        if found := list(_NUMBER.finditer(part)):
-            return _value(found[-1])
-    return None
+    for match in reversed(list(_ANNOUNCED_NUMBER.finditer(text))):
+        for line in _lines(text[match.end() :])[:1]:
+            behind = _SUM.match(line)
+            if found := (behind and _NUMBER.search(line, behind.end())) or _NUMBER.search(line):
+                return _value(found)
+    every = list(_NUMBER.finditer(text))
+    return _value(every[-1]) if every else None
 
 
 def _value(match: re.Match[str]) -> Fraction:

@@ -30,7 +30,8 @@ def front_matter(summary: Mapping[str, Any]) -> str:
     """What a model card of the Hugging Face hub begins with."""
     if _is_adapter(summary):
         return adapters.front_matter(summary["model"]["source"])
-    return "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [ift]\n---\n\n"
+    task = "text2text" if summary.get("model_class") == "AutoModelForSeq2SeqLM" else "text"
+    return f"---\nlibrary_name: transformers\npipeline_tag: {task}-generation\ntags: [ift]\n---\n\n"
 
 
 def _is_adapter(summary: Mapping[str, Any]) -> bool:

@@ -1,11 +1,14 @@
 """Prompting beside tuning: what is said, and when."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from ift import storage
 from ift.evaluate.compare import Way, compare
+from ift.summary import _trained_tokens
 
 
 def answers(
@@ -106,3 +109,10 @@ def test_each_task_has_its_own_verdict_and_probes_have_none() -> None:
 def test_a_side_that_was_not_measured_has_no_verdict() -> None:
     [row] = compare([Way("base, 0 shots", answers(np.ones(3)))], context=None, trained_tokens={})
     assert row["verdict"] == {"kind": "unknown", "words": "one side was not measured"}
+
+
+@pytest.mark.parametrize(("packs", "tokens"), [(80, 8_000), (20, 2_000), (None, 8_000)])
+def test_a_training_that_ended_early_cost_less(tmp_path: Path, packs: int | None, tokens: int) -> None:
+    storage.write_json(tmp_path / "prepare" / "manifest.json", {"packs": 80, "tokens": 8_000})
+    storage.write_json(tmp_path / "train" / "manifest.json", {"packs": packs} if packs else {})
+    assert _trained_tokens(tmp_path) == tokens

@@ -120,6 +120,12 @@ def test_no_item_no_batch_and_no_prediction(tiny_tokenizer: Any, tiny_model: Pat
     assert evaluate(tiny_model, [], actors=2, gpus=0, threads=1, batch_tokens=100) == []
 
 
+def test_programs_run_with_consent_alone(tiny_model: Path) -> None:
+    written = make("generation", 0, "two", metric="code", reference="assert two() == 2", max_new_tokens=4)
+    with pytest.raises(IftError, match="runs programs that the model wrote"):
+        evaluate(tiny_model, [written], actors=1, gpus=0, threads=1, batch_tokens=100)
+
+
 @few
 @given(items=st.lists(item(), max_size=30))
 def test_which_other_tasks_are_asked_changes_no_batch(
@@ -186,6 +192,56 @@ def test_choices_are_ranked_as_asked(model: Any, tiny_tokenizer: Any, ranking: s
         }
         assert json.loads(found["detail"])[ranking] == pytest.approx(wanted[ranking], abs=1e-3)
         assert found["output"] == choices[max(range(4), key=wanted[ranking].__getitem__)]
+
+
+@pytest.mark.parametrize(
+    ("said", "graded"),
+    [
+        ("<think>\nso long a film\n</think>\n\ngood", "good"),
+        ("<think></think>good", "good"),
+        ("<think> a film </think> good <think> bad </think>", "good <think> bad </think>"),
+        ("<think> so long a film", "<think> so long a film"),  # not closed: it grew too long
+        ("good <think> bad </think>", "good <think> bad </think>"),
+        ("good", "good"),
+    ],
+)
+def test_reasoning_before_an_answer_is_kept_and_not_graded(
+    tiny_tokenizer: Any, said: str, graded: str
+) -> None:
+    assert evaluator.without_reasoning(said) == graded
+
+    class Says:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tiny_tokenizer, name)
+
+        def decode(self, *_: Any, **__: Any) -> str:
+            return said
+
+    by_task = make("generation", 0, "is it?", metric="exact_match", reference=graded, max_new_tokens=4)
+    by_rule = make("generation", 1, "is it?", check={"equals": graded}, max_new_tokens=4)
+    found = predict_generations(lambda prompts, **_: [[1]] * len(prompts), Says(), [by_task, by_rule])
+    assert [(p["score"], p["output"], p["predicted"]) for p in found] == [(1.0, said, graded)] * 2
+
+
+@pytest.mark.parametrize("ranking", evaluator.RANKINGS)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_of_likelihoods_that_are_no_numbers_none_wins(
+    tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranking: str, place: int
+) -> None:
+    def score(model: Any, trees: Any) -> Any:
+        return [
+            [[math.nan if i == place else -1.0] for i, _ in enumerate(tree.continuations)] for tree in trees
+        ]
+
+    monkeypatch.setattr(evaluator, "score", score)
+    model = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False))
+    asked = make("multiple_choice", 0, "the film", choices=["good", "bad", "dull"], answer=0, ranking=ranking)
+    [found] = predict_likelihoods(model, tiny_tokenizer, [{**asked, "labels": ["A", "B", "C"]}])
+    assert math.isnan(found["score"])
+    assert (found["output"], found["predicted"], found["label"]) == ("", "", "A")
+    store = Store(tmp_path, model="m")
+    store.put([asked], [found], seconds=1.0)
+    assert store.get([asked]) is None
 
 
 def test_a_reference_is_scored_by_its_loss_with_the_end_of_the_turn(model: Any, tiny_tokenizer: Any) -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,9 +45,40 @@ def test_without_the_harness_its_tasks_are_refused(monkeypatch: pytest.MonkeyPat
     assert str(caught.value) == (
         "`evaluate.harness` names tasks, and the lm-evaluation-harness is not installed\n"
         "  wanted: the package lm-eval\n"
-        "  next:   pip install 'ift[harness]', or leave evaluate.harness out"
+        "  next:   pip install -c constraints.txt '.[harness]' in the checkout, or leave evaluate.harness out"
     )
     harness.check([])
+
+
+def test_an_item_counts_once_in_however_many_ways_its_answer_is_read() -> None:
+    logged = [
+        {"doc_id": doc, "filter": way, "exact_match": float(way == "strict-match")}
+        for way in ("strict-match", "flexible-extract")
+        for doc in (3, 1)
+    ]
+    assert [(s["doc_id"], s["filter"]) for s in harness._first(logged)] == [
+        (3, "strict-match"),
+        (1, "strict-match"),
+    ]
+
+
+def test_what_was_asked_in_another_way_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = []
+
+    def ask(folder: Path, names: list[str], **how: Any) -> list[dict[str, Any]]:
+        heard.append(how)
+        return [{"score": 1.0}]
+
+    monkeypatch.setattr(harness, "harness_predictions", ask)
+    monkeypatch.setattr(harness.metadata, "version", lambda _: "0.4")
+    monkeypatch.setattr("ift.evaluate.store._code", lambda: "")
+    store = Store(tmp_path, model="tiny")
+    ways: list[dict[str, Any]] = [{}, {"shots": 5}, {"include": tmp_path}, {"shots": 5}, {}]
+    for way in ways:
+        harness.kept_predictions(store, tmp_path, ["films"], limit=10, dtype="float32", device="cpu", **way)
+    assert [{key: how[key] for key in how if key in ("shots", "include")} for how in heard] == ways[:3]
 
 
 @installed

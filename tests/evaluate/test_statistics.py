@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from ift.evaluate.forgetting import backward_transfer, compare, normalised
+from ift.evaluate import statistics
+from ift.evaluate.forgetting import backward_transfer, compare, mean_drop, normalised, summary
 from ift.evaluate.statistics import holm, interval, p_of_drop
 from ift.tracking.gate import decide
 
@@ -133,3 +134,40 @@ def test_a_model_that_forgot_nothing_is_accused_in_less_than_one_of_twenty_runs(
 def test_a_model_that_lost_a_third_of_its_answers_is_caught() -> None:
     rng = np.random.default_rng(12)
     assert sum(verdict(rng, lost=0.35) == "fail" for _ in range(40)) >= 38
+
+
+@pytest.mark.parametrize("items", [13, 500])
+def test_how_much_is_drawn_at_a_time_changes_no_number(items: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    values = rng.normal(0.1, 1, items)
+    before = [
+        {"suite": "probe", "name": "words", "id": f"{i}", "kind": "generation", "score": value}
+        for i, value in enumerate(values)
+    ]
+    after = [{**p, "score": p["score"] - 0.1 * i} for i, p in enumerate(before)]
+    whole = interval(values), p_of_drop(values), mean_drop(before, after)
+    monkeypatch.setattr(statistics, "_AT_ONCE", items * 37)
+    assert (interval(values), p_of_drop(values), mean_drop(before, after)) == whole
+
+
+def test_many_items_take_no_more_memory_than_few() -> None:
+    """Of 4,000 resamples at once, 20,000 items would take 640 MB, and as much again for what is drawn."""
+    import tracemalloc
+
+    values = np.random.default_rng(3).random(20_000)
+    tracemalloc.start()
+    interval(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300e6
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_probe_whose_scores_are_no_numbers_is_the_worst(order: int) -> None:
+    def row(name: str, drop: float) -> dict[str, Any]:
+        value = {"value": drop, "low": drop, "high": drop}
+        return {"name": name, "base": value, "tuned": value, "drop": value, "p_corrected": 1.0}
+
+    found = summary([row("broken", math.nan), row("lost", 0.9)][::order], breach=True)
+    assert found["worst"] == "broken"
+    assert math.isnan(found["mean_drop"])

@@ -44,6 +44,19 @@ def test_other_code_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert Store(tmp_path, model="m").get(ITEMS) is None
 
 
+@pytest.mark.parametrize("section", ["evaluate", "models", "prompts", "tasks"])
+def test_what_loads_words_runs_or_grades_is_part_of_the_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str
+) -> None:
+    monkeypatch.setattr(stores, "_HOUSE", tmp_path)
+    (tmp_path / section).mkdir()
+    found = []
+    for text in ("x = 1", "x = 2"):
+        (tmp_path / section / "base.py").write_text(text)
+        found.append(stores._code.__wrapped__())
+    assert found[0] != found[1]
+
+
 def test_a_score_that_is_no_number_is_not_kept(tmp_path: Path) -> None:
     Store(tmp_path, model="m").put(ITEMS, [MADE[0], {**MADE[1], "score": math.nan}], seconds=1.5)
     assert Store(tmp_path, model="m").get(ITEMS) is None

@@ -37,8 +37,16 @@ class LLM:
     """Greedy, one prompt after the other. As in vLLM, the token that ends an answer is the last of its tokens."""
 
     def __init__(
-        self, model: str, *, dtype: str, seed: int, skip_tokenizer_init: bool, enable_prefix_caching: bool
+        self,
+        model: str,
+        *,
+        dtype: str,
+        tensor_parallel_size: int,
+        seed: int,
+        skip_tokenizer_init: bool,
+        enable_prefix_caching: bool,
     ) -> None:
+        assert tensor_parallel_size > 0
         self.model = load_model(Path(model), dtype=dtype)
 
     def generate(self, prompts: list[Any], params: SamplingParams, *, use_tqdm: bool = True) -> list[Any]:
@@ -76,7 +84,7 @@ def test_answers_are_those_of_generate_and_end_before_the_stop_token(vllm: None,
 
 
 def test_it_is_asked_for_generations_a_thousand_at_once(vllm: None, tiny_model: Path) -> None:
-    predictor = evaluator.Predictor(str(tiny_model), "float32", 1, gpus=0, engine="vllm")
+    predictor = evaluator.Predictor(str(tiny_model), "float32", 1, gpus=1, engine="vllm")
     blank = {"suite": "probe", "name": "n", "kind": "generation", "metric": None, "system": "", "choices": []}
     items = [
         {

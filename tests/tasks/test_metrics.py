@@ -15,9 +15,9 @@ from ift.tasks.metrics import (
     METRICS,
     exact_match,
     final_answer,
+    final_number,
     grade,
     items,
-    last_number,
     normalise,
     squad_em,
     token_f1,
@@ -394,12 +394,22 @@ def test_chrf_is_the_papers(output: str, reference: str) -> None:
         ("<<6/2=3>>3 left", "3"),
         ("The answer is 72.\n\nAsk me 2 more.", "72"),
         ("The answer is 72. Wait, 5 more.\nAnswer: 77", "77"),
+        ("The answer is 18 dollars per day for 7 days.", "18"),
+        ("7 times 18.\n#### 18\nIn 7 days.", "18"),
+        ("6/2=<<6/2=3>>3 a day\n####3 of 7", "3"),
+        ("The answer is: **$1,200** for 3 nights", "1200"),
+        ("The answer is 3 + 4 = 7 apples for 2", "7"),
+        ("The answer is 7 (= 3 + 4)", "7"),
+        ("The answer is 2 x 3 = 6 = 6.0, not 5", "6"),
+        ("The answer is 18, as 3 x 6 = 18 and 20 - 2 = 18.", "18"),
+        ("The answer is 5. Is the answer clear? The answer is: yes", "5"),
+        ("9 of 10, so the answer is none", "10"),
         ("8 apples\nThat is all.", "8"),  # the last line has none
         ("\u0663", None),  # digits of other scripts are left alone
     ],
 )
-def test_last_number(text: str, number: str | None) -> None:
-    assert last_number(text) == (None if number is None else Fraction(number))
+def test_the_last_number_counts(text: str, number: str | None) -> None:
+    assert final_number(text) == (None if number is None else Fraction(number))
 
 
 @given(
@@ -407,12 +417,12 @@ def test_last_number(text: str, number: str | None) -> None:
 )
 def test_a_number_is_read_however_it_is_written(value: object, words: str) -> None:
     for style in ("{:.3f}", "{:,.3f}"):
-        assert last_number(words.format(style.format(value))) == Fraction(str(value))
+        assert final_number(words.format(style.format(value))) == Fraction(str(value))
 
 
 @given(st.integers(-50, 50), st.integers(1, 50))
 def test_a_fraction_equals_its_decimal(numerator: int, denominator: int) -> None:
-    assert last_number(f"so {numerator}/{denominator}") == Fraction(numerator, denominator)
+    assert final_number(f"so {numerator}/{denominator}") == Fraction(numerator, denominator)
 
 
 def test_thousands_of_digits_are_no_trouble() -> None:

@@ -1,5 +1,8 @@
 """Predictions as rows: every word of them, what differs marked, what changed first."""
 
+import itertools
+import random
+import time
 from collections import Counter
 from typing import Any
 
@@ -8,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_pages import prediction
 
-from ift.tracking.predictions import CHANGES, LONGEST_TEXT, table
+from ift.tracking.predictions import CHANGES, LONGEST_TEXT, _differing, table
 
 WORDS = st.lists(
     st.sampled_from(["the", "sea", "is", "wide", "blue", "\n", "  ", "海", "は", "é"]), max_size=12
@@ -58,6 +61,26 @@ def test_no_word_is_lost_and_marks_are_the_difference(base: str, tuned: str, exp
     assert "".join(kept[0]) == "".join(kept[1])  # what is not marked is the same on both sides
     if base == tuned:
         assert marked(found[0]) == marked(found[1]) == []
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=12), st.lists(st.sampled_from("abc"), max_size=12))
+def test_as_few_words_are_marked_as_can_be(one: list[str], other: list[str]) -> None:
+    lengths = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]  # by the book: of each two beginnings
+    for i, j in itertools.product(range(len(one)), range(len(other))):
+        longer = max(lengths[i][j + 1], lengths[i + 1][j])
+        lengths[i + 1][j + 1] = lengths[i][j] + 1 if one[i] == other[j] else longer
+    marks = _differing(" ".join(one), " ".join(other))
+    assert [len(one) - len(marks[0]), len(other) - len(marks[1])] == [lengths[-1][-1]] * 2
+
+
+@pytest.mark.parametrize("words", [["so"], ["so", "it"], ["so", "it", "goes", "on"]])
+def test_answers_that_go_in_circles_take_no_time(words: list[str]) -> None:
+    """difflib takes a second for such a pair; here it is some 10 ms, and the bound leaves room for a busy machine."""
+    drawn = random.Random(5)
+    one, other = (" ".join(drawn.choices(words, k=700)) for _ in range(2))
+    started = time.process_time()
+    _differing(f"now {one}", f"then {other}")
+    assert time.process_time() - started < 0.2
 
 
 @pytest.mark.parametrize(

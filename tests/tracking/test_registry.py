@@ -257,6 +257,14 @@ def test_the_card_of_an_adapter_says_what_it_is_and_how_it_is_loaded():
     assert "peft" not in describe(full) + front_matter(full)
 
 
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [("AutoModelForCausalLM", "text-generation"), ("AutoModelForSeq2SeqLM", "text2text-generation")],
+)
+def test_the_hub_is_told_what_a_model_does(kind: str, task: str) -> None:
+    assert f"\npipeline_tag: {task}\n" in front_matter(summary(model_class=kind))
+
+
 def test_the_card_of_a_run_that_measured_nothing():
     card = describe({"name": "bare"})
     assert "Gate: not evaluated" in card
