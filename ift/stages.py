@@ -352,6 +352,11 @@ class Job:
         )
         if cut := sum(prediction["cut"] for prediction in predictions):
             stage.note(f"{cut:,} prompts are longer than the model's context and lost their beginning")
+        if ended := _ran_out(items, predictions):
+            shown = _few([f"{name} {count:,}" for name, count in ended.most_common()])
+            stage.note(
+                f"{ended.total():,} answers were cut off where their task's max_new_tokens ends: {shown}"
+            )
         return predictions, seconds
 
     def _harness(self, model_dir: Path, resources: cluster.Resources) -> list[Manifest]:
@@ -877,6 +882,17 @@ def _left_out(manifest: Manifest, folder: Path) -> list[str]:
     if manifest["cut"]:
         notes.append(f"{manifest['cut']:,} prompts over data.max_length lost their beginning (data.too_long)")
     return notes
+
+
+def _ran_out(items: Sequence[Manifest], predictions: Sequence[Manifest]) -> Counter[str]:
+    """How many answers of each task took all the tokens that they might have: most of them had more to say."""
+    return Counter(
+        item["name"]
+        for item, prediction in zip(items, predictions, strict=True)
+        if item["suite"] == "task"
+        and item["kind"] == "generation"
+        and prediction["new_tokens"] >= item["max_new_tokens"]
+    )
 
 
 def _scores_in_words(manifest: Manifest) -> str:

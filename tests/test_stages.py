@@ -12,7 +12,7 @@ from ift import spec as specs
 from ift.cluster import Resources
 from ift.console import Terminal
 from ift.errors import IftError
-from ift.stages import Job, trained_in_words
+from ift.stages import Job, _ran_out, trained_in_words
 
 HERE = Resources(cpus=4, gpus=0, nodes=1)
 
@@ -93,3 +93,11 @@ def test_a_run_that_ended_early_says_so_and_whose_weights_came_out() -> None:
     assert trained_in_words({**whole, "best_step": 160}) == f"{begun}, {numbers}{reloaded}"
     best = trained_in_words({**told, "stopped_early": True, "best_step": 120})
     assert best == f"{begun}, ended early, {numbers}the weights of step 120 are the result; {reloaded}"
+
+
+def test_answers_that_took_all_their_tokens_are_counted() -> None:
+    item = {"suite": "task", "name": "soda", "kind": "generation", "max_new_tokens": 8}
+    ranked = {**item, "kind": "multiple_choice", "max_new_tokens": None}
+    items = [item, item, item, {**item, "name": "gsm8k"}, {**item, "suite": "probe"}, ranked]
+    spent = [8, 7, 8, 8, 8, 8]
+    assert _ran_out(items, [{"new_tokens": count} for count in spent]) == {"soda": 2, "gsm8k": 1}

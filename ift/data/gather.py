@@ -315,11 +315,9 @@ def _limited(examples: Examples, places: splitting.Places, limit: int | None, se
     """`limit` of the places, in their order; which ones depends on the seed and on the examples' content alone."""
     if limit is None or len(places) <= limit:
         return places
-    digests = [
-        hashlib.sha256(f"limit/{seed}/{id_:016x}".encode()).digest()[:8]
-        for id_ in examples.ids[places].tolist()
-    ]
-    lowest = np.argsort(np.array([int.from_bytes(d, "big") for d in digests], dtype=np.uint64), kind="stable")
+    salt = hashlib.sha256(f"limit/{seed}".encode()).digest()[:8]
+    drawn = splitting.mixed(examples.ids[places] ^ np.frombuffer(salt, dtype="<u8"))
+    lowest = np.argsort(drawn, kind="stable")
     kept: splitting.Places = places[np.sort(lowest[:limit])]
     return kept
 
