@@ -34,6 +34,7 @@ from ift.data.draws import Requests
 from ift.data.split import mixed
 from ift.data.tokenize import Document
 from ift.data.wording import Made
+from ift.errors import IftError
 
 SCHEMA = pa.schema(
     [
@@ -113,8 +114,15 @@ class Tokens:
         for path in sorted(folder.glob("[!.]*.parquet")):
             try:
                 table = pq.read_table(path)
-            except (pa.ArrowInvalid, OSError):  # cut by a power failure, say: its requests are made anew
-                path.unlink(missing_ok=True)
+            except FileNotFoundError:  # another run has found it broken
+                continue
+            except (pa.ArrowInvalid, OSError) as error:
+                if isinstance(error, OSError) and error.errno is not None:  # the file may be whole
+                    raise IftError(
+                        f"{path} cannot be read: {os.strerror(error.errno)}",
+                        hint="see that the cache (IFT_CACHE) can be read; run again",
+                    ) from error
+                path.unlink(missing_ok=True)  # cut by a power failure, say: its requests are made anew
                 continue
             file.append(np.full(len(table), len(self.paths), dtype=np.int32))
             self.paths.append(str(path.with_suffix(".tokens")))
