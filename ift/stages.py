@@ -125,23 +125,22 @@ class Job:
 
         spec = self.spec
         if not done(self.folder, "train"):
-            # the export and MLflow's copy of it; the checkpoints that are kept, the best, and one on its way
+            # the export and MLflow's copy of it; the checkpoints that are kept, the best, and one on its way;
+            # an adapter has few parameters, and so have its checkpoints
+            lora = spec.train.method == "lora"
             checkpoints = (
                 spec.train.keep_checkpoints + 2 * bool(spec.train.best_by) + 1
             ) * checkpoint.bytes_needed(self.parameters)
-            elsewhere = spec.cluster.storage is not None or spec.train.method == "lora"
             storage.require_room(
                 self.folder,
-                8 * self.parameters + (0 if elsewhere else checkpoints),
+                storage.GIB if lora else 8 * self.parameters + (0 if spec.cluster.storage else checkpoints),
                 "training, with its checkpoints and the exported model,",
             )
-            if spec.train.method == "lora":
+            if lora:
                 asked = spec.train.zero_stage
                 adapters.check(self._adapter(), zero_stage=0 if asked == "auto" else asked)
             given = spec.train.method == "auto" and "adapter" in spec.train.model_fields_set
-            if (
-                spec.train.method == "lora" or given
-            ):  # where it is not given, its targets are known to be there
+            if lora or given:  # where it is not given, its targets are known to be there
                 adapters.check_targets(self._adapter(), self.model_dir)
         if spec.train.best_by and not spec.data.split.validation:
             raise IftError(

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import write_spec
@@ -82,6 +83,22 @@ def test_what_needs_a_gpu_is_refused_before_anything_is_measured(
     with pytest.raises(IftError) as caught:
         planning.show(specs.load(tmp_path / "spec.yaml", [override]), tmp_path / "run")
     assert caught.value.what == what
+
+
+def test_an_adapter_is_not_asked_the_room_of_a_model(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[int]()
+    monkeypatch.setattr(storage, "require_room", lambda folder, needed, what: asked.append(needed))
+    monkeypatch.setattr(Job, "gathered", SimpleNamespace(rows=1))
+    for method in ("full", "lora"):
+        spec = specs.load(write_spec(tmp_path, tiny_model), [f"train.method={method}"])
+        job = Job(spec, tmp_path / method, Terminal(Console(file=io.StringIO())))
+        job.parameters = 70 * 10**9
+        job.check()
+    full, lora = asked
+    assert full > 8 * 70 * 10**9
+    assert lora <= storage.GIB
 
 
 def test_a_run_that_ended_early_says_so_and_whose_weights_came_out() -> None:

@@ -47,6 +47,7 @@ Item = Mapping[str, Any]
 Prediction = dict[str, Any]
 RANKINGS = ("length", "raw", "unconditional")
 _SMALL = 12 * storage.GIB  # weights that every GPU for training holds
+_QUANTISED = 0.55  # bytes a parameter in 4 bits, with its share of the scales
 _ROWS = 64  # sequences in a batch, at most
 _NO_QUESTION = "Answer:"  # what choices stand behind where they are ranked without their question
 
@@ -185,9 +186,7 @@ def gpus_a_copy(model_dir: Path, dtype: str) -> int:
 
     A large one has a GPU of the cluster asked for its memory. Raises `IftError` where no node has as many.
     """
-    from ift.models.base import parameter_count
-
-    weights = parameter_count(model_dir) * (2 if dtype == "bfloat16" else 4)
+    weights = _weights(model_dir, dtype)
     if weights <= _SMALL:
         return 1
     import ray
@@ -203,6 +202,18 @@ def gpus_a_copy(model_dir: Path, dtype: str) -> int:
             hint="nodes with more or larger GPUs",
         )
     return each
+
+
+def _weights(model_dir: Path, dtype: str) -> float:
+    """Bytes of the model's weights in `dtype`. With an adapter's those of its base are counted, which may be 4 bits."""
+    from ift.models import adapters, base
+
+    each = 2 if dtype == "bfloat16" else 4
+    weights = base.parameter_count(model_dir) * each
+    if not base.is_adapter(model_dir):
+        return weights
+    of_base = _QUANTISED if (model_dir / adapters.QUANTIZED).is_file() else each
+    return weights + base.parameter_count(adapters.base_of(model_dir)) * of_base
 
 
 def _gpu_memory() -> int:

@@ -335,6 +335,22 @@ def test_a_model_takes_as_many_gpus_as_it_needs(
     assert pool["actors"] == 16 // wanted
 
 
+@pytest.mark.parametrize(("quantized", "wanted"), [(False, 3), (True, 1)])
+def test_an_adapter_takes_the_room_of_its_base(
+    quantized: bool, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large(monkeypatch, 141, 8)
+    adapter, base = tmp_path / "adapter", tmp_path / "base"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    if quantized:
+        (adapter / "quantized_base.json").write_text("{}")
+    monkeypatch.setattr("ift.models.adapters.base_of", lambda _: base)
+    counts = {adapter: 10**7, base: 141 * 2**29}
+    monkeypatch.setattr("ift.models.base.parameter_count", counts.__getitem__)
+    assert evaluator.gpus_a_copy(adapter, "bfloat16") == wanted
+
+
 def test_a_model_that_no_node_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     large(monkeypatch, 141, 2)
     with pytest.raises(IftError) as error:
