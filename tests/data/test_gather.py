@@ -79,6 +79,12 @@ def test_the_limit_is_of_each_split_and_moves_with_the_seed(tmp_path: Path) -> N
     assert ids[0]["train"] != ids[2]["train"]
 
 
+def test_it_says_which_task_it_is_about(tmp_path: Path) -> None:
+    told = list[str]()
+    gather(write_films(tmp_path, "{files: rows.jsonl}", rows=[film(1)]), status=told.append)
+    assert told == ["fetching films", "reading the rows of films"]
+
+
 def test_the_limit_of_a_large_task_takes_a_few_numbers_a_row() -> None:
     count = 200_000
     examples: Any = SimpleNamespace(ids=np.arange(count, dtype=np.uint64))
