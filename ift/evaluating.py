@@ -11,7 +11,7 @@ the run's. What was predicted before is not predicted again.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ift import cluster, fetching, storage
 from ift.console import Stage, Terminal
@@ -35,7 +35,7 @@ def evaluate(
     ranking: str = "length",
     engine: str = "transformers",
     allow_code: bool = False,
-    batch_tokens: int = 4096,
+    batch_tokens: int | Literal["auto"] = "auto",
     max_drop: float = 0.05,
     address: str | None = None,
     uri: str = "",
@@ -90,7 +90,7 @@ def transfer(
     *,
     terminal: Terminal,
     output: Path,
-    batch_tokens: int = 4096,
+    batch_tokens: int | Literal["auto"] = "auto",
     address: str | None = None,
 ) -> Manifest:
     """What the last of `runs`, each of which went on from the model of the one before, did to the tasks of the others.
@@ -230,7 +230,7 @@ def _predict(
     *,
     ranking: str,
     engine: str,
-    batch_tokens: int,
+    batch_tokens: int | Literal["auto"],
     base: list[Manifest] | None,
 ) -> tuple[list[Manifest], dict[str, float]]:
     from ift.evaluate.evaluator import timed, write

@@ -221,7 +221,7 @@ def _ask(
                     gpus=resources.gpus,
                     dtype="bfloat16" if resources.gpus else "float32",
                     cache=storage.cache_dir(),
-                    batch_tokens=4096,
+                    batch_tokens="auto",
                     progress=lambda done, total: stage.progress(done, total, "items"),
                 )
             stage.result(
