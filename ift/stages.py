@@ -50,6 +50,7 @@ _CHOSEN = (
 FITTING = (*_CHOSEN, "nvme")  # what of `train` a run may go on with otherwise than it began
 VERSION = "register/version.json"  # in a run's folder: what its version in the registry is to be
 _SYSTEM_EVERY_S = 10.0  # between samples of the machine, as MLflow's own monitor has them
+_LARGE = 10**9  # parameters that a CPU is slow with
 _SHOWN_ITEMS = 50  # of a task or probe, in the table of predictions
 
 
@@ -106,7 +107,11 @@ class Job:
         spec = self.spec
         with self.terminal.stage("model") as stage:
             folder = fetching.fetch_model(
-                spec.model, uri=spec.tracking.uri, progress=_megabytes(stage), notify=stage.status
+                spec.model,
+                uri=spec.tracking.uri,
+                progress=_megabytes(stage),
+                notify=stage.status,
+                note=stage.note,
             )
             if base.is_adapter(folder):
                 raise IftError(
@@ -194,6 +199,7 @@ class Job:
                 probes=self.probes,
                 progress=_megabytes(stage),
                 counting=lambda done, total: stage.progress(done, total, "rows"),
+                status=stage.status,
             )
             counts = {
                 part: sum(len(splits[part]) for splits in gathered.splits.values())
@@ -465,6 +471,8 @@ class Job:
         follower = Follower(
             self.folder, steps=job.steps, stage=stage, wake=self.tracker.wake, work=self._operations(job)
         )
+        if (note := self._beside_on_cpus(resources, most)) is not None:
+            stage.note(note)
         stage.status(f"starting {most} workers")
         result = trainer.fit(
             job,
@@ -513,6 +521,21 @@ class Job:
             "best_step": result["best_step"],
             "reload_error": verified["relative_error"],
         }
+
+    def _beside_on_cpus(self, resources: cluster.Resources, workers: int) -> str | None:
+        """What to say where the workers take all GPUs and a large model is graded beside them, slowly; else None."""
+        spec = self.spec
+        asked = [
+            *(["train.best_by=metric"] if spec.train.best_by == "metric" else []),
+            *(["forgetting.look_steps"] if spec.forgetting.look_steps else []),
+        ]
+        if not asked or not 0 < resources.gpus <= workers or self.parameters <= _LARGE:
+            return None
+        move = f"cluster.workers={workers - 1} leaves a GPU" if workers > 1 else "a second GPU would do it"
+        return (
+            f"the workers take all GPUs, so what {' and '.join(asked)} asks for is computed on CPUs in fp32, and "
+            f"{self.parameters / 1e9:.1f} B parameters take long there; {move}"
+        )
 
     def _operations(self, job: Any) -> Callable[[int, int], float] | None:
         """What a step of so many tokens and supervised tokens takes; None where no peak is known to hold it against."""
@@ -780,7 +803,11 @@ class Job:
                 with self.tracker.stage("register"):
                     mlflow["run_id"] = _wait_for_run(self.tracker)
                     mlflow["model_version"] = registry.register(
-                        mlflow["run_id"], self.folder / "model", uri=spec.tracking.uri, **version
+                        mlflow["run_id"],
+                        self.folder / "model",
+                        uri=spec.tracking.uri,
+                        status=stage.status,
+                        **version,
                     )
                 named = f", alias {alias}" if alias else ", no candidate: it forgot too much"
                 stage.result(f"{spec.registered_name} version {mlflow['model_version']}{named}")

@@ -1,8 +1,10 @@
 """How a run fits into memory may change while it trains; what it is may not."""
 
 import io
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import write_spec
@@ -101,6 +103,32 @@ def test_an_adapter_is_not_asked_the_room_of_a_model(
     assert lora <= storage.GIB
 
 
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "workers", "says"),
+    [
+        (["train.best_by=metric"], 4, 4, "what train.best_by=metric asks for is computed on CPUs"),
+        (["forgetting.look_steps=5"], 4, 4, "cluster.workers=3 leaves a GPU"),
+        (["forgetting.look_steps=5"], 1, 1, "a second GPU would do it"),
+        (["forgetting.look_steps=5"], 4, 3, None),
+        (["forgetting.look_steps=5"], 0, 2, None),
+        ([], 4, 4, None),
+    ],
+)
+def test_a_large_model_that_is_graded_on_cpus_is_told_of(
+    tmp_path: Path, tiny_model: Path, overrides: list[str], gpus: int, workers: int, says: str | None
+) -> None:
+    job = Job(
+        specs.load(write_spec(tmp_path, tiny_model), overrides),
+        tmp_path,
+        Terminal(Console(file=io.StringIO())),
+    )
+    resources = Resources(cpus=64, gpus=gpus, nodes=1)
+    assert job._beside_on_cpus(resources, workers) is None  # it is small
+    job.parameters = 7 * 10**9
+    told = job._beside_on_cpus(resources, workers)
+    assert (told is None) if says is None else says in (told or "")
+
+
 def test_a_run_that_ended_early_says_so_and_whose_weights_came_out() -> None:
     told = {"steps": 160, "packs": 640, "final_loss": 1.174, "tokens_per_second": 47.0, "reload_error": 0.0}
     numbers, reloaded = "loss 1.174, 47 tokens/s; ", "reloaded with the same logits (error 0e+00)"
@@ -118,3 +146,28 @@ def test_answers_that_took_all_their_tokens_are_counted() -> None:
     items = [item, item, item, {**item, "name": "gsm8k"}, {**item, "suite": "probe"}, ranked]
     spent = [8, 7, 8, 8, 8, 8]
     assert _ran_out(items, [{"new_tokens": count} for count in spent]) == {"soda": 2, "gsm8k": 1}
+
+
+def test_what_is_there_is_counted_again_behind_training(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = specs.load(write_spec(tmp_path, tiny_model))
+    counts = iter([Resources(cpus=8, gpus=1, nodes=1), Resources(cpus=64, gpus=8, nodes=2)])
+    monkeypatch.setattr(pipeline.cluster, "connect", lambda *_, **__: nullcontext(Resources(8, 0, 1)))
+    monkeypatch.setattr(pipeline.cluster, "with_gpu", lambda *_: next(counts))
+    seen: dict[str, int] = {}
+    stages = {
+        name: lambda resources, name=name: seen.update({name: resources.gpus})
+        for name in ("prepare", "plan", "baseline", "prompting", "train", "evaluate")
+    }
+    job: Any = SimpleNamespace(
+        spec=spec,
+        folder=tmp_path / "run",
+        workers_asked=None,
+        terminal=SimpleNamespace(note=print),
+        tracker=SimpleNamespace(nodes_too=nullcontext),
+        check_cluster=lambda: None,
+        **stages,
+    )
+    pipeline._work(job)
+    assert seen == {"prepare": 0, "plan": 1, "baseline": 1, "prompting": 1, "train": 1, "evaluate": 8}
