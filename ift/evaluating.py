@@ -11,7 +11,7 @@ the run's. What was predicted before is not predicted again.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ift import cluster, fetching, storage
 from ift.console import Stage, Terminal
@@ -36,7 +36,7 @@ def evaluate(
     ranking: str = "length",
     engine: str = "transformers",
     allow_code: bool = False,
-    batch_tokens: int = 4096,
+    batch_tokens: int | Literal["auto"] = "auto",
     max_drop: float = 0.05,
     address: str | None = None,
     uri: str = "",
@@ -239,7 +239,7 @@ def _predict(
     ranking: str,
     engine: str,
     allow_code: bool,
-    batch_tokens: int,
+    batch_tokens: int | Literal["auto"],
     base: list[Manifest] | None,
     dtype: str | None = None,
 ) -> tuple[list[Manifest], dict[str, float]]:

@@ -34,6 +34,7 @@ def fetch(
     trust_remote_code: bool = False,
     progress: base.Progress | None = None,
     notify: Callable[[str], None] = lambda _: None,
+    note: Callable[[str], None] | None = None,
 ) -> Path:
     """The local folder that holds the model of `source`; `uri` says where MLflow is, and is asked for versions alone.
 
@@ -51,6 +52,7 @@ def fetch(
         trust_remote_code=trust_remote_code,
         progress=progress,
         notify=notify,
+        note=note,
     )
 
 
@@ -60,6 +62,7 @@ def fetch_model(
     uri: str,
     progress: base.Progress | None = None,
     notify: Callable[[str], None] = lambda _: None,
+    note: Callable[[str], None] | None = None,
 ) -> Path:
     """`fetch` of a spec's `model`, with its chat template where the spec has one."""
     folder = fetch(
@@ -70,6 +73,7 @@ def fetch_model(
         trust_remote_code=model.trust_remote_code,
         progress=progress,
         notify=notify,
+        note=note,
     )
     if not (model.chat_template or model.chat_template_options):
         return folder

@@ -168,7 +168,8 @@ def _work(job: Job) -> None:
             job.baseline(resources)
             job.prompting(resources)
             job.train(resources)
-            job.evaluate(resources)
+            # hours later nodes may have come or gone: what is here now is counted again
+            job.evaluate(cluster.with_gpu(60 * job.spec.cluster.gpu_wait_minutes, job.terminal.note))
 
 
 @contextmanager

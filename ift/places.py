@@ -286,6 +286,9 @@ def _s3(url: str, bucket: str) -> Any:
         ) from error
     return fs.S3FileSystem(
         connect_timeout=_CONNECT,
+        # in the background pyarrow would hold all that is written and not yet sent: a rank's whole part of a
+        # checkpoint once more
+        background_writes=False,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
         **settings,
     )

@@ -404,8 +404,9 @@ class EvaluateSpec(Strict):
     allow_code: bool = Field(
         False, description="true or false: run code that the model wrote, for tasks with the metric `code`"
     )
-    batch_tokens: int = Field(
-        4096, ge=64, description="a whole number of 64 or more: tokens in one forward pass"
+    batch_tokens: Literal["auto"] | Annotated[int, Field(ge=64)] = Field(
+        "auto",
+        description="auto (4,096 on CPUs, 32,768 on GPUs) or a whole number of 64 or more: tokens in one forward pass",
     )
 
 

@@ -50,6 +50,7 @@ _CHOSEN = (
 FITTING = (*_CHOSEN, "nvme")  # what of `train` a run may go on with otherwise than it began
 VERSION = "register/version.json"  # in a run's folder: what its version in the registry is to be
 _SYSTEM_EVERY_S = 10.0  # between samples of the machine, as MLflow's own monitor has them
+_LARGE = 10**9  # parameters that a CPU is slow with
 _SHOWN_ITEMS = 50  # of a task or probe, in the table of predictions
 
 
@@ -106,7 +107,11 @@ class Job:
         spec = self.spec
         with self.terminal.stage("model") as stage:
             folder = fetching.fetch_model(
-                spec.model, uri=spec.tracking.uri, progress=_megabytes(stage), notify=stage.status
+                spec.model,
+                uri=spec.tracking.uri,
+                progress=_megabytes(stage),
+                notify=stage.status,
+                note=stage.note,
             )
             if base.is_adapter(folder):
                 raise IftError(
@@ -125,23 +130,22 @@ class Job:
 
         spec = self.spec
         if not done(self.folder, "train"):
-            # the export and MLflow's copy of it; the checkpoints that are kept, the best, and one on its way
+            # the export and MLflow's copy of it; the checkpoints that are kept, the best, and one on its way;
+            # an adapter has few parameters, and so have its checkpoints
+            lora = spec.train.method == "lora"
             checkpoints = (
                 spec.train.keep_checkpoints + 2 * bool(spec.train.best_by) + 1
             ) * checkpoint.bytes_needed(self.parameters)
-            elsewhere = spec.cluster.storage is not None or spec.train.method == "lora"
             storage.require_room(
                 self.folder,
-                8 * self.parameters + (0 if elsewhere else checkpoints),
+                storage.GIB if lora else 8 * self.parameters + (0 if spec.cluster.storage else checkpoints),
                 "training, with its checkpoints and the exported model,",
             )
-            if spec.train.method == "lora":
+            if lora:
                 asked = spec.train.zero_stage
                 adapters.check(self._adapter(), zero_stage=0 if asked == "auto" else asked)
             given = spec.train.method == "auto" and "adapter" in spec.train.model_fields_set
-            if (
-                spec.train.method == "lora" or given
-            ):  # where it is not given, its targets are known to be there
+            if lora or given:  # where it is not given, its targets are known to be there
                 adapters.check_targets(self._adapter(), self.model_dir)
         if spec.train.best_by and not spec.data.split.validation:
             raise IftError(
@@ -195,6 +199,7 @@ class Job:
                 probes=self.probes,
                 progress=_megabytes(stage),
                 counting=lambda done, total: stage.progress(done, total, "rows"),
+                status=stage.status,
             )
             counts = {
                 part: sum(len(splits[part]) for splits in gathered.splits.values())
@@ -359,6 +364,11 @@ class Job:
         )
         if cut := sum(prediction["cut"] for prediction in predictions):
             stage.note(f"{cut:,} prompts are longer than the model's context and lost their beginning")
+        if ended := _ran_out(items, predictions):
+            shown = _few([f"{name} {count:,}" for name, count in ended.most_common()])
+            stage.note(
+                f"{ended.total():,} answers were cut off where their task's max_new_tokens ends: {shown}"
+            )
         return predictions, seconds
 
     def _harness(self, model_dir: Path, resources: cluster.Resources) -> list[Manifest]:
@@ -468,6 +478,8 @@ class Job:
         follower = Follower(
             self.folder, steps=job.steps, stage=stage, wake=self.tracker.wake, work=self._operations(job)
         )
+        if (note := self._beside_on_cpus(resources, most)) is not None:
+            stage.note(note)
         stage.status(f"starting {most} workers")
         result = trainer.fit(
             job,
@@ -516,6 +528,21 @@ class Job:
             "best_step": result["best_step"],
             "reload_error": verified["relative_error"],
         }
+
+    def _beside_on_cpus(self, resources: cluster.Resources, workers: int) -> str | None:
+        """What to say where the workers take all GPUs and a large model is graded beside them, slowly; else None."""
+        spec = self.spec
+        asked = [
+            *(["train.best_by=metric"] if spec.train.best_by == "metric" else []),
+            *(["forgetting.look_steps"] if spec.forgetting.look_steps else []),
+        ]
+        if not asked or not 0 < resources.gpus <= workers or self.parameters <= _LARGE:
+            return None
+        move = f"cluster.workers={workers - 1} leaves a GPU" if workers > 1 else "a second GPU would do it"
+        return (
+            f"the workers take all GPUs, so what {' and '.join(asked)} asks for is computed on CPUs in fp32, and "
+            f"{self.parameters / 1e9:.1f} B parameters take long there; {move}"
+        )
 
     def _operations(self, job: Any) -> Callable[[int, int], float] | None:
         """What a step of so many tokens and supervised tokens takes; None where no peak is known to hold it against."""
@@ -785,7 +812,11 @@ class Job:
                 with self.tracker.stage("register"):
                     mlflow["run_id"] = _wait_for_run(self.tracker)
                     mlflow["model_version"] = registry.register(
-                        mlflow["run_id"], self.folder / "model", uri=spec.tracking.uri, **version
+                        mlflow["run_id"],
+                        self.folder / "model",
+                        uri=spec.tracking.uri,
+                        status=stage.status,
+                        **version,
                     )
                 named = f", alias {alias}" if alias else ", no candidate: it forgot too much"
                 stage.result(f"{spec.registered_name} version {mlflow['model_version']}{named}")
@@ -886,6 +917,17 @@ def _left_out(manifest: Manifest, folder: Path) -> list[str]:
     if manifest["cut"]:
         notes.append(f"{manifest['cut']:,} prompts over data.max_length lost their beginning (data.too_long)")
     return notes
+
+
+def _ran_out(items: Sequence[Manifest], predictions: Sequence[Manifest]) -> Counter[str]:
+    """How many answers of each task took all the tokens that they might have: most of them had more to say."""
+    return Counter(
+        item["name"]
+        for item, prediction in zip(items, predictions, strict=True)
+        if item["suite"] == "task"
+        and item["kind"] == "generation"
+        and prediction["new_tokens"] >= item["max_new_tokens"]
+    )
 
 
 def _scores_in_words(manifest: Manifest) -> str:

@@ -246,6 +246,16 @@ def name(said: str | None) -> str:
     return said.split(": ")[0].rpartition("/")[2]
 
 
+def test_what_is_written_to_s3_is_not_held_in_memory(aws: pytest.MonkeyPatch) -> None:
+    from pyarrow import fs
+
+    asked: dict[str, Any] = {}
+    aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    aws.setattr(fs, "S3FileSystem", lambda **settings: asked.update(settings))
+    Place("s3://films/x")
+    assert asked["background_writes"] is False
+
+
 # ── refusals ──
 
 

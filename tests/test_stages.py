@@ -1,7 +1,9 @@
 """How a run fits into memory may change while it trains; what it is may not."""
 
 import io
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from ift import spec as specs
 from ift.cluster import Resources
 from ift.console import Terminal
 from ift.errors import IftError
-from ift.stages import Job, trained_in_words
+from ift.stages import Job, _ran_out, trained_in_words
 
 HERE = Resources(cpus=4, gpus=0, nodes=1)
 
@@ -85,6 +87,48 @@ def test_what_needs_a_gpu_is_refused_before_anything_is_measured(
     assert caught.value.what == what
 
 
+def test_an_adapter_is_not_asked_the_room_of_a_model(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[int]()
+    monkeypatch.setattr(storage, "require_room", lambda folder, needed, what: asked.append(needed))
+    monkeypatch.setattr(Job, "gathered", SimpleNamespace(rows=1))
+    for method in ("full", "lora"):
+        spec = specs.load(write_spec(tmp_path, tiny_model), [f"train.method={method}"])
+        job = Job(spec, tmp_path / method, Terminal(Console(file=io.StringIO())))
+        job.parameters = 70 * 10**9
+        job.check()
+    full, lora = asked
+    assert full > 8 * 70 * 10**9
+    assert lora <= storage.GIB
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "workers", "says"),
+    [
+        (["train.best_by=metric"], 4, 4, "what train.best_by=metric asks for is computed on CPUs"),
+        (["forgetting.look_steps=5"], 4, 4, "cluster.workers=3 leaves a GPU"),
+        (["forgetting.look_steps=5"], 1, 1, "a second GPU would do it"),
+        (["forgetting.look_steps=5"], 4, 3, None),
+        (["forgetting.look_steps=5"], 0, 2, None),
+        ([], 4, 4, None),
+    ],
+)
+def test_a_large_model_that_is_graded_on_cpus_is_told_of(
+    tmp_path: Path, tiny_model: Path, overrides: list[str], gpus: int, workers: int, says: str | None
+) -> None:
+    job = Job(
+        specs.load(write_spec(tmp_path, tiny_model), overrides),
+        tmp_path,
+        Terminal(Console(file=io.StringIO())),
+    )
+    resources = Resources(cpus=64, gpus=gpus, nodes=1)
+    assert job._beside_on_cpus(resources, workers) is None  # it is small
+    job.parameters = 7 * 10**9
+    told = job._beside_on_cpus(resources, workers)
+    assert (told is None) if says is None else says in (told or "")
+
+
 def test_a_run_that_ended_early_says_so_and_whose_weights_came_out() -> None:
     told = {"steps": 160, "packs": 640, "final_loss": 1.174, "tokens_per_second": 47.0, "reload_error": 0.0}
     numbers, reloaded = "loss 1.174, 47 tokens/s; ", "reloaded with the same logits (error 0e+00)"
@@ -106,3 +150,36 @@ def test_what_is_measured_beside_the_training_is_measured_as_the_rest(
     monkeypatch.setattr("ift.evaluate.evaluator.evaluate", lambda *_, **how: heard.update(how))
     job._aside(tiny_model, [], spare_gpu=False)
     assert (heard["ranking"], heard["allow_code"]) == ("unconditional", True)
+
+
+def test_answers_that_took_all_their_tokens_are_counted() -> None:
+    item = {"suite": "task", "name": "soda", "kind": "generation", "max_new_tokens": 8}
+    ranked = {**item, "kind": "multiple_choice", "max_new_tokens": None}
+    items = [item, item, item, {**item, "name": "gsm8k"}, {**item, "suite": "probe"}, ranked]
+    spent = [8, 7, 8, 8, 8, 8]
+    assert _ran_out(items, [{"new_tokens": count} for count in spent]) == {"soda": 2, "gsm8k": 1}
+
+
+def test_what_is_there_is_counted_again_behind_training(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = specs.load(write_spec(tmp_path, tiny_model))
+    counts = iter([Resources(cpus=8, gpus=1, nodes=1), Resources(cpus=64, gpus=8, nodes=2)])
+    monkeypatch.setattr(pipeline.cluster, "connect", lambda *_, **__: nullcontext(Resources(8, 0, 1)))
+    monkeypatch.setattr(pipeline.cluster, "with_gpu", lambda *_: next(counts))
+    seen: dict[str, int] = {}
+    stages = {
+        name: lambda resources, name=name: seen.update({name: resources.gpus})
+        for name in ("prepare", "plan", "baseline", "prompting", "train", "evaluate")
+    }
+    job: Any = SimpleNamespace(
+        spec=spec,
+        folder=tmp_path / "run",
+        workers_asked=None,
+        terminal=SimpleNamespace(note=print),
+        tracker=SimpleNamespace(nodes_too=nullcontext),
+        check_cluster=lambda: None,
+        **stages,
+    )
+    pipeline._work(job)
+    assert seen == {"prepare": 0, "plan": 1, "baseline": 1, "prompting": 1, "train": 1, "evaluate": 8}

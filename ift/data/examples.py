@@ -36,7 +36,7 @@ from ift import storage
 from ift.data import cache as caches
 from ift.data import duplicates, formats, shingles
 from ift.data.quarantine import Quarantine, Tally
-from ift.data.sources import Progress, files_of
+from ift.data.sources import Progress, Status, files_of, unheard
 from ift.tasks.fields import as_text, get
 from ift.tasks.task import SPLITS, Example, Skip, Task
 
@@ -159,17 +159,22 @@ class Pool(Sequence[Example]):
 
 
 def examples_of(
-    task: Task, cache: Path, progress: Progress | None = None, counting: Progress | None = None
+    task: Task,
+    cache: Path,
+    progress: Progress | None = None,
+    counting: Progress | None = None,
+    status: Status = unheard,
 ) -> Examples:
     """Every usable example of the task.
 
     Exact duplicates are left out: one row, one example. Where the source has splits of its own, a row that stands in
     two of them stays in the one tested last (test before validation before train), so that nothing tested is trained
-    on. `progress` hears of bytes that are fetched, `counting` of rows that are read.
+    on. `progress` hears of bytes that are fetched, `counting` of rows that are read,
+    `status` of what goes on.
 
     Raises `IftError` where a source is missing, is broken as a whole, or has no row.
     """
-    files = files_of(task, cache, progress)
+    files = files_of(task, cache, progress, status)
     order: list[str | None] = sorted(files.splits, key=[*reversed(SPLITS), None].index)
     for path in (path for paths in files.splits.values() for path in paths if not path.is_file()):
         raise formats.no_file(path)
@@ -180,6 +185,7 @@ def examples_of(
         return _opened(task.name, folder, inputs, files.commit)
     except (OSError, KeyError, ValueError, BadZipFile):  # not there, or damaged since
         shutil.rmtree(folder, ignore_errors=True)
+    status(f"reading the rows of {task.name}")
     with caches.made(folder) as making:
         _write(task, named, making, counting)
     return _opened(task.name, folder, inputs, files.commit)

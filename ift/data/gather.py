@@ -28,7 +28,7 @@ from ift.data import contamination, duplicates, shingles
 from ift.data import split as splitting
 from ift.data.examples import Examples, Pool, contents_of, examples_of, texts_of
 from ift.data.selection import Selection
-from ift.data.sources import Progress
+from ift.data.sources import Progress, Status, unheard
 from ift.errors import IftError
 from ift.spec import Spec
 from ift.tasks.probes import Probe
@@ -111,11 +111,13 @@ def gather(
     probes: Sequence[Probe] = (),
     progress: Progress | None = None,
     counting: Progress | None = None,
+    status: Status = unheard,
 ) -> Gathered:
     """Read and split every task's rows; word some examples of each, so that a faulty template is found now.
 
     `seed` decides which rows a source's `limit` keeps. `decontaminate` is the n of the n-grams that a training row
-    must not share with a test set or a probe; 0 lets it. `progress` hears of bytes fetched, `counting` of rows.
+    must not share with a test set or a probe; 0 lets it. `progress` hears of bytes fetched, `counting` of rows,
+    `status` of which task it is about.
 
     Raises `IftError` where a source is missing, too many of its rows are bad, or there are too few examples.
     """
@@ -125,7 +127,8 @@ def gather(
     parts: dict[str, _Parts] = {}
     for task in selection.tasks.values():
         try:
-            examples = examples_of(task, cache, progress, counting)
+            status(f"fetching {task.name}")
+            examples = examples_of(task, cache, progress, counting, status)
             gathered.examples[task.name] = examples
             if examples.empty:
                 gathered.notes.append(f"`{task.name}`: no rows in {', '.join(examples.empty[:3])}")
@@ -315,11 +318,9 @@ def _limited(examples: Examples, places: splitting.Places, limit: int | None, se
     """`limit` of the places, in their order; which ones depends on the seed and on the examples' content alone."""
     if limit is None or len(places) <= limit:
         return places
-    digests = [
-        hashlib.sha256(f"limit/{seed}/{id_:016x}".encode()).digest()[:8]
-        for id_ in examples.ids[places].tolist()
-    ]
-    lowest = np.argsort(np.array([int.from_bytes(d, "big") for d in digests], dtype=np.uint64), kind="stable")
+    salt = hashlib.sha256(f"limit/{seed}".encode()).digest()[:8]
+    drawn = splitting.mixed(examples.ids[places] ^ np.frombuffer(salt, dtype="<u8"))
+    lowest = np.argsort(drawn, kind="stable")
     kept: splitting.Places = places[np.sort(lowest[:limit])]
     return kept
 

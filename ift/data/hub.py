@@ -30,8 +30,16 @@ from ift.errors import IftError
 from ift.tasks.task import SPLITS, Hub
 
 Progress = Callable[[int, int | None], None]
+Status = Callable[[str], None]
+
+
+def unheard(text: str) -> None:
+    """A `Status` for nobody."""
+
+
 CONVERTED = "refs/convert/parquet"
-_PAUSES = (1, 3)  # seconds before the hub is asked again
+_PAUSES = (1, 3)  # seconds before the hub is asked again, where it does not say when
+_LONGEST = 300.0  # seconds that it is waited for, where it does: its limits are of five minutes
 _BATCH = 1000  # rows that are read from a stream at a time
 _TIMEOUT = 30  # seconds for an answer about a data set; downloads have huggingface_hub's own patience
 
@@ -45,20 +53,29 @@ class Fetched:
 
 
 def fetch(
-    hub: Hub, splits: Mapping[Any, str] | None, cache: Path, progress: Progress | None = None
+    hub: Hub,
+    splits: Mapping[Any, str] | None,
+    cache: Path,
+    progress: Progress | None = None,
+    status: Status = unheard,
 ) -> Fetched:
     """The Arrow files of the splits asked for, which may be train, validation and test; only these are downloaded.
 
     Raises `IftError` where the data set, its configuration or a split is not there or may not be read.
     """
-    return _fetched(hub, splits, cache, progress)
+    return _fetched(hub, splits, cache, progress, status)
 
 
 def stream(
-    hub: Hub, splits: Mapping[Any, str] | None, first: int, cache: Path, progress: Progress | None = None
+    hub: Hub,
+    splits: Mapping[Any, str] | None,
+    first: int,
+    cache: Path,
+    progress: Progress | None = None,
+    status: Status = unheard,
 ) -> Fetched:
     """As `fetch`, but the first rows of each split alone: of a large data set only its beginning is downloaded."""
-    return _fetched(hub, splits, cache, progress, first)
+    return _fetched(hub, splits, cache, progress, status, first)
 
 
 def _fetched(
@@ -66,6 +83,7 @@ def _fetched(
     splits: Mapping[Any, str] | None,
     cache: Path,
     progress: Progress | None,
+    status: Status,
     first: int | None = None,
 ) -> Fetched:
     root = cache / "hub" / hub.id.replace("/", "--")
@@ -73,7 +91,7 @@ def _fetched(
     if _is_commit(hub.revision) and (found := _cached(root / str(hub.revision), hub, splits, first)):
         return found
     try:
-        info = _ask(hub)
+        info = _ask(hub, status)
     except _Unreachable as error:
         commit = note.read_text(encoding="utf-8") if note.is_file() else ""
         if commit and (found := _cached(root / commit, hub, splits, first)):
@@ -83,7 +101,7 @@ def _fetched(
         raise error.refusal from None
     # the commit and not the branch from here on: what is fetched is then of one piece, and can be named
     folder = root / info.sha
-    found = _cached(folder, hub, splits, first) or _make(hub, info, splits, folder, progress, first)
+    found = _cached(folder, hub, splits, first) or _make(hub, info, splits, folder, progress, status, first)
     storage.write_text(note, found.commit)
     return found
 
@@ -139,10 +157,10 @@ def _made_by_others(hub: Hub, splits: Mapping[Any, str] | None) -> Fetched | Non
 
 
 class _Unreachable(Exception):
-    """No answer; `again` says whether a moment later there may be one."""
+    """No answer; `again` says whether there may be one later, `after` how many seconds later, where the hub says it."""
 
-    def __init__(self, refusal: IftError, again: bool = True) -> None:
-        self.refusal, self.again = refusal, again
+    def __init__(self, refusal: IftError, again: bool = True, after: float | None = None) -> None:
+        self.refusal, self.again, self.after = refusal, again, after
 
 
 def _address(name: str) -> str:
@@ -150,7 +168,7 @@ def _address(name: str) -> str:
     return f"hf://datasets/{name}"
 
 
-def _ask(hub: Hub) -> Any:
+def _ask(hub: Hub, status: Status) -> Any:
     """What the hub says of the data set: its commit, its files, whether it is gated."""
     for pause in _PAUSES:
         try:
@@ -158,8 +176,19 @@ def _ask(hub: Hub) -> Any:
         except _Unreachable as error:
             if not error.again:
                 raise
-            time.sleep(pause)
+            wait = pause if error.after is None else min(error.after, _LONGEST)
+            status(f"{error.refusal.what}; asked again in {wait:.0f} s")
+            time.sleep(wait)
     return _ask_once(hub)
+
+
+def _seconds(headers: Mapping[str, str]) -> float | None:
+    """How long a hub that has answered too often wants to be left alone; None where it does not say."""
+    said = headers.get("retry-after", "").strip()
+    if said.isdecimal():
+        return float(said)
+    left = re.search(r"\bt=(\d+)", headers.get("ratelimit", ""))  # "api";r=0;t=55
+    return float(left[1]) if left else None
 
 
 def _ask_once(hub: Hub) -> Any:
@@ -202,7 +231,8 @@ def _ask_once(hub: Hub) -> Any:
             raise IftError(f"{hub.id}: the hub did not accept the token (HTTP {status})", hint=hint) from None
         what = f"{hub.id}: the hub answered with HTTP {status}"
         if status == 429 or status >= 500:
-            raise _Unreachable(IftError(what, hint="try again later")) from None
+            after = _seconds(error.response.headers)
+            raise _Unreachable(IftError(what, hint="try again later"), after=after) from None
         raise IftError(what, wanted="an id such as CogComp/trec") from None
 
 
@@ -249,6 +279,7 @@ def _make(
     splits: Mapping[Any, str] | None,
     folder: Path,
     progress: Progress | None,
+    status: Status,
     first: int | None,
 ) -> Fetched:
     import datasets
@@ -264,6 +295,7 @@ def _make(
             _download(info, [str(url) for name in names.values() for url in data[name]], progress)
         # what the authors noted is of all splits: as checks, the counts and sizes would fail for some
         builder.info.splits = builder.info.download_size = builder.info.size_in_bytes = None
+        status(f"{hub.id}: " + ("converting it" if first is None else f"reading its first {first:,} rows"))
         for name in dict.fromkeys(names.values()):
             builder.config.data_files = datasets.data_files.DataFilesDict({name: data[name]})
             if first is None:

@@ -160,6 +160,10 @@ class _Work:
             name: caches.address(cache, "tokens", name, task.identity, rows[name], tokenizer, vars(limits))
             for name, task in gathered.tasks.items()
         }
+        for folder in self.folders.values():
+            # before anybody looks: an NFS client remembers for a while that there was no such folder, and would not
+            # find what the other nodes have written there since
+            folder.mkdir(parents=True, exist_ok=True)
 
     def tokens(self, task: str) -> Tokens:
         return Tokens(self.folders[task])

@@ -11,7 +11,6 @@ see ift.data.s3, ift.packages, ift.data.hub and ift.data.registered.
 
 import glob
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,9 @@ from ift.data import hub, registered, s3
 from ift.errors import IftError
 from ift.tasks.task import Task
 
-Progress = Callable[[int, int | None], None]
+Progress = hub.Progress
+Status = hub.Status
+unheard = hub.unheard
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,14 @@ class Files:
     commit: str | None = None
 
 
-def files_of(task: Task, cache: Path, progress: Progress | None = None) -> Files:
+def files_of(task: Task, cache: Path, progress: Progress | None = None, status: Status = unheard) -> Files:
     """The local files that hold the task's rows; what is not local is fetched first."""
     source = task.source
     if source.hub:
         if source.hub.streaming and source.limit:
-            fetched = hub.stream(source.hub, source.splits, source.limit, cache, progress)
+            fetched = hub.stream(source.hub, source.splits, source.limit, cache, progress, status)
         else:
-            fetched = hub.fetch(source.hub, source.splits, cache, progress)
+            fetched = hub.fetch(source.hub, source.splits, cache, progress, status)
         return Files(dict(fetched.files.items()), fetched.commit)
     if source.mlflow:
         paths, digest = registered.fetch(source.mlflow, task.folder, cache, progress)

@@ -30,6 +30,7 @@ from ift.errors import IftError
 
 Places = NDArray[np.int64]
 Splits = dict[str, Places]
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def set_apart(
@@ -141,3 +142,12 @@ def _refuse_too_few(name: str, asked: int, left: int, total: int, of_label: str)
 def count_of(wanted: float, total: int) -> int:
     """A share (0.05) or a count (300) as a number of examples."""
     return round(wanted * total) if wanted <= 1 and wanted != int(wanted) else int(wanted)
+
+
+def mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea & Flood 2014): neighbours in, far apart out."""
+    with np.errstate(over="ignore"):
+        z = values + _GOLDEN
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

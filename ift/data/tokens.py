@@ -31,8 +31,10 @@ from numpy.typing import NDArray
 
 from ift.data import cache as caches
 from ift.data.draws import Requests
+from ift.data.split import mixed
 from ift.data.tokenize import Document
 from ift.data.wording import Made
+from ift.errors import IftError
 
 SCHEMA = pa.schema(
     [
@@ -49,7 +51,6 @@ SCHEMA = pa.schema(
     ]
 )
 _PLAIN = ("key", "start", "length", "supervised", "shots", "options", "cut", "too_long")
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def keys_of(requests: Requests, ids: NDArray[np.uint64] | None = None) -> NDArray[np.uint64]:
@@ -61,22 +62,13 @@ def keys_of(requests: Requests, ids: NDArray[np.uint64] | None = None) -> NDArra
         np.uint64
     ) * np.uint64(2)
     variant += np.uint64(requests.split == "validation")
-    keys = _mixed(requests.ids ^ _mixed(variant + np.uint64(1)))
+    keys = mixed(requests.ids ^ mixed(variant + np.uint64(1)))
     for i, places in requests.exemplars.items():
         assert ids is not None
         digest = hashlib.blake2b(ids[list(places)].tobytes(), digest_size=8).digest()
         with np.errstate(over="ignore"):
-            keys[i] = _mixed(keys[i : i + 1] + np.frombuffer(digest, dtype="<u8"))[0]
+            keys[i] = mixed(keys[i : i + 1] + np.frombuffer(digest, dtype="<u8"))[0]
     return keys
-
-
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea & Flood 2014): neighbours in, far apart out."""
-    with np.errstate(over="ignore"):
-        z = values + _GOLDEN
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 def write(folder: Path, keys: NDArray[np.uint64], made: Sequence[Sequence[Made]]) -> None:
@@ -122,8 +114,15 @@ class Tokens:
         for path in sorted(folder.glob("[!.]*.parquet")):
             try:
                 table = pq.read_table(path)
-            except (pa.ArrowInvalid, OSError):  # cut by a power failure, say: its requests are made anew
-                path.unlink(missing_ok=True)
+            except FileNotFoundError:  # another run has found it broken
+                continue
+            except (pa.ArrowInvalid, OSError) as error:
+                if isinstance(error, OSError) and error.errno is not None:  # the file may be whole
+                    raise IftError(
+                        f"{path} cannot be read: {os.strerror(error.errno)}",
+                        hint="see that the cache (IFT_CACHE) can be read; run again",
+                    ) from error
+                path.unlink(missing_ok=True)  # cut by a power failure, say: its requests are made anew
                 continue
             file.append(np.full(len(table), len(self.paths), dtype=np.int32))
             self.paths.append(str(path.with_suffix(".tokens")))

@@ -31,7 +31,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -52,6 +52,8 @@ Item = Mapping[str, Any]
 Prediction = dict[str, Any]
 RANKINGS = ("length", "raw", "unconditional")
 _SMALL = 12 * storage.GIB  # weights that every GPU for training holds
+_QUANTISED = 0.55  # bytes a parameter in 4 bits, with its share of the scales
+_TOKENS_CPU, _TOKENS_GPU = 4096, 32768  # in a forward pass, where nobody says: a GPU with fewer is idle
 _ROWS = 64  # sequences in a batch, at most
 _REASONING = re.compile(r"\s*<think>.*?</think>\s*", re.S)
 _NO_QUESTION = "Answer:"  # what choices stand behind where they are ranked without their question
@@ -64,7 +66,7 @@ def evaluate(
     actors: int,
     gpus: int,
     threads: int,
-    batch_tokens: int,
+    batch_tokens: int | Literal["auto"] = "auto",
     dtype: str = "float32",
     ranking: str = "length",
     gpus_a_copy: int = 1,
@@ -104,6 +106,8 @@ def evaluate(
         ]
     if vllm := engine == "vllm":
         with_vllm.check(gpus=gpus, encoder_decoder=encoder_decoder)
+    if batch_tokens == "auto":
+        batch_tokens = _TOKENS_GPU if gpus else _TOKENS_CPU
     groups = batches(tokenizer, items, batch_tokens, encoder_decoder=encoder_decoder, vllm=vllm)
     predictions: dict[int, Prediction] = {}
 
@@ -202,9 +206,7 @@ def gpus_a_copy(model_dir: Path, dtype: str) -> int:
 
     A large one has a GPU of the cluster asked for its memory. Raises `IftError` where no node has as many.
     """
-    from ift.models.base import parameter_count
-
-    weights = parameter_count(model_dir) * (2 if dtype == "bfloat16" else 4)
+    weights = _weights(model_dir, dtype)
     if weights <= _SMALL:
         return 1
     import ray
@@ -220,6 +222,18 @@ def gpus_a_copy(model_dir: Path, dtype: str) -> int:
             hint="nodes with more or larger GPUs",
         )
     return each
+
+
+def _weights(model_dir: Path, dtype: str) -> float:
+    """Bytes of the model's weights in `dtype`. With an adapter's those of its base are counted, which may be 4 bits."""
+    from ift.models import adapters, base
+
+    each = 2 if dtype == "bfloat16" else 4
+    weights = base.parameter_count(model_dir) * each
+    if not base.is_adapter(model_dir):
+        return weights
+    of_base = _QUANTISED if (model_dir / adapters.QUANTIZED).is_file() else each
+    return weights + base.parameter_count(adapters.base_of(model_dir)) * of_base
 
 
 def _gpu_memory() -> int:
@@ -345,7 +359,22 @@ class Predictor:
         return number, self.predict(items), time.perf_counter() - started
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]:
-        """The predictions of items that are all generations, or none of which is one."""
+        """The predictions of items that are all generations, or none of which is one.
+
+        What is too much for the GPU's memory goes in two halves.
+        """
+        import torch
+
+        try:
+            return self._predicted(items)
+        except torch.OutOfMemoryError:
+            if len(items) == 1:
+                raise
+        torch.cuda.empty_cache()  # behind the `except`, which holds what the failed one had made
+        half = len(items) // 2
+        return [*self.predict(items[:half]), *self.predict(items[half:])]
+
+    def _predicted(self, items: Sequence[Item]) -> list[Prediction]:
         if items[0]["kind"] == "generation":
             return predict_generations(
                 self.answer, self.tokenizer, items, encoder_decoder=self.encoder_decoder

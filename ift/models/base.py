@@ -31,7 +31,9 @@ ADAPTER = "adapter_config.json"  # what a folder has that holds an adapter alone
 CARD = "README.md"
 _TEMPLATE = "chat_template.jinja"  # before what tokenizer_config.json says, for transformers
 BASE = "the base model"  # among the licences that a run's results name
-_WEIGHTS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+_SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
+_WEIGHTS = ("*.safetensors", *_SETTINGS)
+_TWICE = ["consolidated*"]  # the same weights once more, for the publisher's own program
 
 
 def resolve(
@@ -43,9 +45,11 @@ def resolve(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
     notify: Callable[[str], None] = lambda _: None,
+    note: Callable[[str], None] | None = None,
 ) -> Path:
     """The local folder that holds the model of `source`, fetched and converted where it is not yet there.
 
+    `notify` hears what goes on, `note` what is to be known afterwards too; without it `notify` hears that as well.
     With `trust_remote_code` the code that a model of the hub has at `revision` may run. Raises `IftError` where the
     source does not exist, cannot be reached, or is not what was pinned.
     """
@@ -70,7 +74,10 @@ def resolve(
             wanted="a local folder, a hub id such as organisation/model, or package:NAME==VERSION/MEMBER.gguf",
             hint=f"{path.parent} has {', '.join(near)}" if near else None,
         )
-    return _from_hub(source, revision, trust_remote_code, notify)
+    if not revision:
+        (note or notify)(f"model.revision is not set: {source} may change under the same name; pin a commit")
+    notify(f"fetching {source} from the hub")
+    return _from_hub(source, revision, trust_remote_code, progress)
 
 
 def of_run(source: str) -> Path | None:
@@ -113,14 +120,10 @@ def checked(path: Path) -> Path:
     return path.resolve()
 
 
-def _from_hub(
-    name: str, revision: str | None, trust_remote_code: bool, notify: Callable[[str], None]
-) -> Path:
-    if not revision:
-        notify(f"model.revision is not set: {name} may change under the same name; pin a commit")
+def _from_hub(name: str, revision: str | None, trust_remote_code: bool, progress: Progress | None) -> Path:
     if not (trust_remote_code and revision):
-        return checked(_snapshot(name, revision, [*_WEIGHTS, CARD]))
-    folder = _snapshot(name, revision, [*_WEIGHTS, CARD, "*.py"])
+        return checked(_snapshot(name, revision, [*_WEIGHTS, CARD], progress))
+    folder = _snapshot(name, revision, [*_WEIGHTS, CARD, "*.py"], progress)
     remote_code.allow(folder, name, revision)
     return checked(folder)
 
@@ -133,12 +136,20 @@ def shape_with_code(name: str, revision: str) -> Path:
     return folder
 
 
-def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
+def _snapshot(name: str, revision: str | None, patterns: list[str], progress: Progress | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns=_TWICE,
+                tqdm_class=_bar(progress) if progress else None,
+            )
+        )
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise IftError(
             f"the hub has no model {name}" + (f" at revision {revision}" if revision else ""),
@@ -151,6 +162,30 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
             wanted="a local folder of that name, or a hub that answers",
             hint="check the network, HF_ENDPOINT and HF_TOKEN",
         ) from None
+
+
+def _bar(progress: Progress) -> Any:
+    """A bar that shows nothing and tells `progress` of the bytes; the hub's client counts files with another."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    most = 0
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **{**more, "disable": True})  # type: ignore[no-untyped-call]
+            self.counts_bytes, self.done = more.get("unit") == "B", 0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            nonlocal most
+            self.done += int(n or 0)
+            if (
+                self.counts_bytes and self.done > most
+            ):  # what came and what was written of it are counted apart
+                most = self.done
+                progress(most, None)
+            return None
+
+    return Bar
 
 
 def _first_line(error: Exception) -> str:
@@ -367,7 +402,10 @@ def digest(folder: Path) -> str:
     Cards and other texts for people do not count.
     """
     paths = sorted(
-        {path for pattern in (*_WEIGHTS, "*.py") for path in folder.glob(pattern) if path.name != "ift.json"}
+        {
+            *weight_files(folder),
+            *(p for pattern in (*_SETTINGS, "*.py") for p in folder.glob(pattern) if p.name != "ift.json"),
+        }
     )
     with ThreadPoolExecutor(8) as threads:  # hashing leaves Python's lock alone
         contents = list(threads.map(_content, paths))
@@ -395,6 +433,19 @@ def _hashed(path: Path, size: int, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that are loaded of the model in `folder`, or of its adapter alone, sorted.
+
+    Others may lie beside them: the same weights under a publisher's own names.
+    """
+    whole = folder / ("adapter_model.safetensors" if is_adapter(folder) else "model.safetensors")
+    if whole.is_file():
+        return [whole]
+    index = storage.read_json(folder / "model.safetensors.index.json") or {}
+    named = sorted(folder / name for name in set(index.get("weight_map", {}).values()))
+    return [path for path in named if path.is_file()] or sorted(folder.glob("*.safetensors"))
+
+
 def parameter_count(folder: Path) -> int:
     """Parameters of the model in `folder`, or of the adapter alone, read from the headers of its safetensors files."""
     from math import prod
@@ -402,7 +453,7 @@ def parameter_count(folder: Path) -> int:
     from safetensors import safe_open
 
     count = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, framework="numpy") as tensors:
             count += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     return count

@@ -11,7 +11,8 @@ Out: a version of the registered model, with the alias `candidate`; later the ve
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,27 +41,30 @@ def register(
     description: str,
     tags: Mapping[str, str],
     alias: str | None = CANDIDATE,
+    status: Callable[[str], None] = lambda text: None,
 ) -> str:
     """Upload the folder to the run, make it a version of `name`, and point `alias` at it, if there is one.
+
+    `status` hears of each file before it goes.
 
     Raises `IftError` where MLflow does not answer or refuses.
     """
     folder = Path(model_dir)
-    sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+    sizes = {file: file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
     if not sizes:
         raise IftError(f"there is no model to register in {folder}", wanted="a folder with model files")
     if not run_id:
         raise IftError("the model cannot be registered: its run is not in MLflow yet", hint="run it again")
 
     # One file's upload may take a second a MiB: a server copies it on to its artefact store before it answers.
-    patient = patience(60 + max(sizes) / 2**20, retries=1)
+    patient = patience(60 + max(sizes.values()) / 2**20, retries=1)
     with _plain_errors(uri, name):
         client = mlflow_client(uri)
         client.get_run(run_id)  # where nothing answers, this says so soon
         with patient:
             version = _registered(client, name, tags.get(FINGERPRINT))
             if version is None:
-                client.log_artifacts(run_id, str(folder), "model")
+                _upload(client, run_id, folder, sizes, status)
                 _ensure_model(client, name)
                 # another process may have registered it during the upload
                 version = (
@@ -78,6 +82,25 @@ def register(
                 if holder is None or int(holder) < int(version):  # never back from a newer version
                     client.set_registered_model_alias(name, alias, str(version))
     return str(version)
+
+
+def _upload(
+    client: "MlflowClient",
+    run_id: str,
+    folder: Path,
+    sizes: Mapping[Path, int],
+    status: Callable[[str], None],
+) -> None:
+    started, sent, total = time.monotonic(), 0, sum(sizes.values())
+    for file, size in sizes.items():
+        spent = (time.monotonic() - started) / 60
+        status(
+            f"uploading {file.name} ({size / storage.GIB:.2f} GiB) to MLflow; {sent / storage.GIB:.2f} of "
+            f"{total / storage.GIB:.2f} GiB are there after {spent:.0f} min"
+        )
+        within = Path("model") / file.relative_to(folder).parent
+        client.log_artifact(run_id, str(file), within.as_posix())
+        sent += size
 
 
 def _registered(client: "MlflowClient", name: str, fingerprint: str | None) -> Any:

@@ -25,9 +25,10 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -35,6 +36,7 @@ from ift.errors import IftError
 from ift.places import Place
 from ift.train.faults import BrokenCheckpoint
 
+T = TypeVar("T")
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 _COMPLETE = "complete.json"
 _FILE = re.compile(r"rank-\d{5,}\.safetensors")
@@ -140,11 +142,11 @@ class Writer:
                 facts = self._everyones(folder, step)
                 self._patiently(lambda: self._mark_complete(folder, step, meta, facts))
                 self._on_complete(step)
-                _prune(self._place, self._keep, self._protected)
+                self._prune()
         except Exception as error:  # noqa: BLE001  (a thread: the next `save` or `close` raises it)
             self._failure = error
 
-    def _patiently(self, action: Callable[[], None]) -> None:
+    def _patiently(self, action: Callable[[], T]) -> T:
         """Do it; again and again where the place is far away, for a store that is down for minutes is no end."""
         for pause in _PAUSES if self._place.remote else ():
             try:
@@ -175,7 +177,7 @@ class Writer:
         files = [_file(rank) for rank in range(self._world)]
         deadline, pause = time.monotonic() + self._patience, 0.02
         while True:
-            there = self._place.files(folder)
+            there = self._patiently(lambda: self._place.files(folder))
             missing = [file for file in files if _facts(file) not in there]
             if not missing:
                 break
@@ -187,7 +189,8 @@ class Writer:
                 )
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
-        facts = [json.loads(self._place.read(f"{folder}/{_facts(f)}")) for f in files]
+        read = self._place.read
+        facts = [json.loads(self._patiently(partial(read, f"{folder}/{_facts(f)}"))) for f in files]
         for fact in facts:
             if there.get(fact["file"]) != fact["bytes"]:
                 raise IftError(
@@ -210,6 +213,20 @@ class Writer:
         }
         facts["sha256"] = hashlib.sha256(_json(facts)).hexdigest()
         self._place.write(f"{folder}/{_COMPLETE}", [_json(facts)])
+
+    def _prune(self) -> None:
+        """Delete all but the last `keep` and those protected; what cannot be deleted stays and ends nothing."""
+        try:
+            found, broken = self._patiently(lambda: _completed(self._place))
+            old = [f.name for f in found[: -self._keep] if f.step not in self._protected]
+            for folder in [*old, *broken]:
+                self._patiently(partial(self._delete, folder))
+        except IftError as error:
+            self._note(f"older checkpoints stay for now: {error.what}")
+
+    def _delete(self, folder: str) -> None:
+        self._place.delete(f"{folder}/{_COMPLETE}")  # first of all: half a checkpoint is none
+        self._place.delete(folder)
 
 
 class _Memory:
@@ -280,15 +297,6 @@ def _header(pieces: Mapping[str, int]) -> bytes:
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
-
-
-def _prune(place: Place, keep: int, protected: Collection[int]) -> None:
-    """Delete all but the last `keep`, and those of the steps `protected`."""
-    found, broken = _completed(place)
-    old = [f.name for f in found[:-keep] if f.step not in protected]
-    for folder in [*old, *broken]:
-        place.delete(f"{folder}/{_COMPLETE}")  # first of all: half a checkpoint is none
-        place.delete(folder)
 
 
 def clean(place: str | Path) -> None:

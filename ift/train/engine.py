@@ -10,6 +10,9 @@ Out: an engine whose gradients are summed over micro-batches and ranks, and whic
 import fcntl
 import math
 import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ import torch.distributed as dist
 from ift import storage
 from ift.models import adapters, attention, base
 from ift.train.job import Job
+
+_MEET_EVERY_S = 0.1
 
 
 def deepspeed_config(job: Job, world: int) -> dict[str, Any]:
@@ -153,11 +158,26 @@ class DeepSpeedEngine:
             state = self.engine._zero3_consolidated_16bit_state_dict()
         else:
             state = model.state_dict() if rank0 else None
-        if rank0:
+
+        def write() -> None:
             model.config.use_cache = True
-            model.save_pretrained(folder, state_dict=state)
+            model.save_pretrained(folder, state_dict=state, max_shard_size="5GB")
             model.config.use_cache = False  # training may go on
-        dist.barrier()
+
+        self._while_all_wait(write if rank0 else None)
+
+    def _while_all_wait(self, work: Callable[[], None] | None) -> None:
+        """Rank 0 does its `work`, the others have none. Raises on rank 0 what it raised.
+
+        All meet again and again: writing takes minutes, and in one long collective the process group would lose
+        patience.
+        """
+        with ThreadPoolExecutor(1) as thread:
+            working = thread.submit(work) if work else None
+            while not self.sum(torch.tensor([float(working is not None and working.done())])).item():
+                time.sleep(_MEET_EVERY_S)
+            if working:
+                working.result()
 
 
 def _skip_inference_kernel() -> None:

@@ -1,9 +1,12 @@
 """Gathering: what a test set or a probe holds is not trained on, what belongs together stays together, counts hold."""
 
 import random
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from films import film, jsonl, write_films
 from hypothesis import given, settings
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 from ift.data import contamination
 from ift.data import gather as gathering
-from ift.data.gather import Gathered
+from ift.data.gather import Gathered, _limited
 from ift.data.selection import select
 from ift.errors import IftError
 from ift.spec import MixtureSpec, TaskRef
@@ -74,6 +77,25 @@ def test_the_limit_is_of_each_split_and_moves_with_the_seed(tmp_path: Path) -> N
     assert ids[0] == ids[1]
     assert {part: len(some) for part, some in ids[2].items()} == {"validation": 0, "test": 5, "train": 10}
     assert ids[0]["train"] != ids[2]["train"]
+
+
+def test_it_says_which_task_it_is_about(tmp_path: Path) -> None:
+    told = list[str]()
+    gather(write_films(tmp_path, "{files: rows.jsonl}", rows=[film(1)]), status=told.append)
+    assert told == ["fetching films", "reading the rows of films"]
+
+
+def test_the_limit_of_a_large_task_takes_a_few_numbers_a_row() -> None:
+    count = 200_000
+    examples: Any = SimpleNamespace(ids=np.arange(count, dtype=np.uint64))
+    tracemalloc.start()
+    kept = _limited(examples, np.arange(count), 1000, seed=0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(kept) == 1000
+    assert peak < 64 * count
+    quarters = np.bincount(kept // (count // 4))  # and they are drawn from everywhere
+    assert quarters.min() > 150
 
 
 # ── what is tested is not trained on ──

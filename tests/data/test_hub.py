@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from ift.data import hub as hubs
 from ift.data import sources
 from ift.errors import IftError
 from ift.tasks import task as tasks
+from ift.tasks.task import Hub
 
 pytestmark = pytest.mark.slow  # each starts a hub of its own and the `datasets` library
 
@@ -360,6 +362,34 @@ def test_data_that_cannot_be_read(hub: FakeHub, tmp_path: Path) -> None:
     assert not list((tmp_path / "cache").rglob("*.arrow"))
 
 
+@pytest.mark.parametrize(
+    ("headers", "wanted"),
+    [
+        ({}, [1, 3]),
+        ({"retry-after": "40"}, [40, 40]),
+        ({"retry-after": "4000"}, [300, 300]),
+        ({"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}, [1, 3]),
+        ({"ratelimit": '"api";r=0;t=55'}, [55, 55]),
+    ],
+)
+def test_a_hub_that_is_asked_too_often_says_when_to_come_again(
+    headers: dict[str, str], wanted: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    def dataset_info(*_: Any, **__: Any) -> Any:
+        response: Any = SimpleNamespace(headers=headers, request=None, status_code=429)
+        raise HfHubHTTPError("429", response=response)
+
+    slept, told = list[float](), list[str]()
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    monkeypatch.setattr(hubs.time, "sleep", slept.append)
+    with pytest.raises(IftError, match="the hub answered with HTTP 429"):
+        hubs.fetch(Hub(id="acme/films"), None, tmp_path, status=told.append)
+    assert slept == wanted
+    assert told == [f"acme/films: the hub answered with HTTP 429; asked again in {s:.0f} s" for s in wanted]
+
+
 # ── streaming ──
 
 
@@ -490,7 +520,7 @@ def test_a_task_that_streams_has_a_limit(tmp_path: Path, monkeypatch: pytest.Mon
         load({"hub": {"id": "acme/films", "streaming": True}})
     asked: list[Any] = []
 
-    def stream(source: Any, splits: Any, first: int, cache: Path, progress: object) -> hubs.Fetched:
+    def stream(source: Any, splits: Any, first: int, cache: Path, *_: object) -> hubs.Fetched:
         asked.extend([source.id, splits, first, cache])
         return hubs.Fetched({"train": [tmp_path / "a"]}, "f00")
 

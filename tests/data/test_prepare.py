@@ -32,6 +32,7 @@ from ift.data.draws import Draws
 from ift.data.gather import Gathered
 from ift.data.selection import select
 from ift.data.stream import Pack, Stream
+from ift.data.tokens import Tokens
 from ift.data.wording import Limits
 from ift.errors import IftError
 from ift.spec import TaskRef
@@ -473,6 +474,23 @@ def test_only_what_is_new_is_worded(tmp_path: Path, tiny_model: Path) -> None:
     assert fresh(other, more=unbalanced) == 2 + 10
     assert fresh(other, more=unbalanced, epochs=5, seed=9) == 0
     assert fresh(other, more=unbalanced, epochs=2, draws=Draws(size=55)) == 0
+
+
+@pytest.mark.usefixtures("here")
+def test_the_cache_has_its_folders_before_anybody_looks(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On NFS a look at a folder that is not there is remembered for longer than others take to fill it."""
+    looked = list[bool]()
+
+    def tokens_of(folder: Path) -> Tokens:
+        looked.append(folder.is_dir())
+        return Tokens(folder)
+
+    monkeypatch.setattr(prepare, "Tokens", tokens_of)
+    build(tmp_path / "p", gather(write_task(tmp_path)), tiny_model)
+    assert len(looked) >= 2
+    assert all(looked)
 
 
 def add_a_row(folder: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_star_in_a_package_that_fits_nothing(tmp_path: Path, wheel: Path) -> N
 def test_a_hub_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
-    def fetch(source: Any, splits: Any, cache: Path, progress: object) -> hub.Fetched:
+    def fetch(source: Any, splits: Any, cache: Path, *_: object) -> hub.Fetched:
         asked.extend([source.id, source.config, source.revision, splits, cache])
         paths = {name: tmp_path / f"{name}.jsonl" for name in "abc"}
         return hub.Fetched({"train": [paths["a"], paths["b"]], "test": [paths["c"]]}, "f00")

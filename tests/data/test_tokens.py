@@ -1,5 +1,6 @@
 """The token cache: what is written is found by its key, whatever was written before, beside or half."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ift.data.draws import Request, Requests
 from ift.data.tokenize import Document
 from ift.data.tokens import Reader, Tokens, keys_of
 from ift.data.wording import Made
+from ift.errors import IftError
 
 
 @st.composite
@@ -162,6 +164,23 @@ def test_tokens_that_are_cut_off_do_not_pass_for_tokens(tmp_path: Path, left: in
     os.truncate(file, left)
     with pytest.raises(EOFError, match=r"\.tokens ends within the tokens from 0 on"):
         read(tmp_path, [7])
+
+
+def test_a_disk_that_fails_costs_no_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens.write(tmp_path, np.array([7], dtype=np.uint64), [[]])
+    (path,) = tmp_path.glob("*.parquet")
+
+    def failing(_: Path) -> Any:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens.pq, "read_table", failing)
+        with pytest.raises(IftError, match=r"cannot be read: Stale file handle"):
+            tokens.Tokens(tmp_path)
+    assert path.is_file()
+    path.write_bytes(path.read_bytes()[:-20])  # and one that is broken goes
+    tokens.Tokens(tmp_path)
+    assert not path.exists()
 
 
 def test_the_drawing(tmp_path: Path) -> None:

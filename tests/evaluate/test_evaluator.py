@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -389,6 +389,59 @@ def test_a_model_takes_as_many_gpus_as_it_needs(
     assert evaluator.gpus_a_copy(Path("model"), "bfloat16") == wanted
     pool = evaluator.pool(16, wanted)
     assert pool["actors"] == 16 // wanted
+
+
+@pytest.mark.parametrize(("quantized", "wanted"), [(False, 3), (True, 1)])
+def test_an_adapter_takes_the_room_of_its_base(
+    quantized: bool, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large(monkeypatch, 141, 8)
+    adapter, base = tmp_path / "adapter", tmp_path / "base"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    if quantized:
+        (adapter / "quantized_base.json").write_text("{}")
+    monkeypatch.setattr("ift.models.adapters.base_of", lambda _: base)
+    counts = {adapter: 10**7, base: 141 * 2**29}
+    monkeypatch.setattr("ift.models.base.parameter_count", counts.__getitem__)
+    assert evaluator.gpus_a_copy(adapter, "bfloat16") == wanted
+
+
+def test_what_is_too_much_for_the_memory_goes_in_halves(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = evaluator.Predictor(str(tiny_model), "float32", threads=1, gpus=0)
+    asked, whole = list[int](), predictor._predicted
+
+    def short(items: Sequence[Any]) -> list[Any]:
+        asked.append(len(items))
+        if len(items) > most:
+            raise torch.OutOfMemoryError
+        return whole(items)
+
+    monkeypatch.setattr(predictor, "_predicted", short)
+    items = [make("reference", n, "the", reference="good film") for n in range(5)]
+    most = 2
+    assert [p["id"] for p in predictor.predict(items)] == [item["id"] for item in items]
+    assert asked == [5, 2, 3, 1, 2]
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        predictor.predict(items)
+
+
+@pytest.mark.parametrize(("gpus", "asked", "wanted"), [(0, "auto", 4096), (2, "auto", 32768), (2, 100, 100)])
+def test_a_gpu_takes_larger_batches(
+    gpus: int, asked: Any, wanted: int, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(_: Any, __: Any, batch_tokens: int, **___: Any) -> None:
+        raise Stop(batch_tokens)
+
+    monkeypatch.setattr(evaluator, "batches", stop)
+    with pytest.raises(Stop, match=f"^{wanted}$"):
+        evaluate(tiny_model, some_items(), actors=1, gpus=gpus, threads=1, batch_tokens=asked)
 
 
 def test_a_model_that_no_node_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

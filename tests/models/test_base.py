@@ -1,7 +1,11 @@
 """A model's source becomes a folder, and a folder is verified before it counts."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import REAL, REAL_SHA256, make_model
+from hub_server import FakeHub, Repo, environment
 
 from ift import packages, storage
 from ift.errors import IftError
@@ -106,7 +111,8 @@ def test_a_hub_that_does_not_answer(online: None, tmp_path: Path, monkeypatch: p
     assert error.wanted == "a local folder of that name, or a hub that answers"
     assert error.hint == "check the network, HF_ENDPOINT and HF_TOKEN"
     assert notes == [
-        "model.revision is not set: nobody/no-model may change under the same name; pin a commit"
+        "model.revision is not set: nobody/no-model may change under the same name; pin a commit",
+        "fetching nobody/no-model from the hub",
     ]
 
 
@@ -133,9 +139,14 @@ def test_a_hub_model_is_checked_like_a_folder(
         return str(model_folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    notes: list[str] = []
-    folder = base.resolve("some/model", cache=tmp_path, revision="abc", notify=notes.append)
+    told, notes = list[str](), list[str]()
+    folder = base.resolve("some/model", cache=tmp_path, revision="abc", notify=told.append, note=notes.append)
     assert (folder, asked["name"], asked["revision"], notes) == (model_folder, "some/model", "abc", [])
+    assert told == ["fetching some/model from the hub"]
+    assert asked["ignore_patterns"] == ["consolidated*"]
+    base.resolve("some/model", cache=tmp_path, notify=told.append, note=notes.append)
+    assert notes == ["model.revision is not set: some/model may change under the same name; pin a commit"]
+    assert told == ["fetching some/model from the hub"] * 2
     assert not any("bin" in pattern or "py" in pattern for pattern in asked["allow_patterns"])
     (model_folder / "model.safetensors").unlink()  # a repository of pickled weights alone
     assert "has no safetensors file" in refused("some/model", cache=tmp_path, revision="abc").what
@@ -173,6 +184,45 @@ def test_parameters_are_counted_over_all_shards(tiny_model: Path, tmp_path: Path
     base.load_model(tiny_model).save_pretrained(tmp_path, max_shard_size="60KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert base.parameter_count(tmp_path) == base.parameter_count(tiny_model)
+
+
+def test_the_same_weights_under_other_names_are_not_counted(model_folder: Path) -> None:
+    count, digest = base.parameter_count(model_folder), base.digest(model_folder)
+    shutil.copy(model_folder / "model.safetensors", model_folder / "consolidated.safetensors")
+    assert (base.parameter_count(model_folder), base.digest(model_folder)) == (count, digest)
+    base.load_model(model_folder).save_pretrained(model_folder / "shards", max_shard_size="60KB")
+    shards = base.weight_files(model_folder / "shards")
+    assert len(shards) > 1
+    shutil.copy(model_folder / "model.safetensors", model_folder / "shards" / "consolidated.safetensors")
+    assert base.weight_files(model_folder / "shards") == shards
+    assert base.parameter_count(model_folder / "shards") == count
+
+
+def test_a_hub_model_tells_how_many_bytes_have_come(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {p.name: p.read_bytes() for p in model_folder.iterdir()}
+    hub = FakeHub({"acme/tiny": Repo(files)})
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    script = (
+        "import json, sys; from pathlib import Path; from ift.models import base; told = []\n"
+        "base.resolve('acme/tiny', cache=Path(sys.argv[1]), progress=lambda done, total: told.append(done))\n"
+        "print(json.dumps(told))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        env={**os.environ, **environment(hub.url, tmp_path)},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    hub.shutdown()
+    hub.server_close()
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told == sorted(told)
+    assert len(files["model.safetensors"]) <= told[-1] <= sum(map(len, files.values()))
+    assert done.stderr == ""
 
 
 def test_a_tokenizer_without_a_pad_token_gets_one(model_folder: Path) -> None:

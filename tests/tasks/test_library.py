@@ -40,6 +40,23 @@ def test_a_task_reads_rows_of_its_schema(name: str) -> None:
         assert task.source.splits is None or set(task.source.splits) <= {"train", "validation", "test"}
 
 
+def test_of_a_hub_data_set_of_a_million_rows_only_the_first_are_fetched() -> None:
+    """How many rows there are is said at the top of a task's file."""
+    large = []
+    for task in map(tasks.load, NAMES):
+        assert task.path is not None
+        top = task.path.read_text(encoding="utf-8").partition("\nname:")[0]
+        if task.source.hub and re.search(r"\bmillion\b|\d,\d{3},\d{3}", top):
+            large.append(task.name)
+            assert task.source.hub.streaming, task.name
+    assert len(large) >= 8
+
+
+def test_a_conversations_answer_has_room_for_some_paragraphs() -> None:
+    for name in ("no_robots", "soda", "ultrachat_200k"):
+        assert tasks.load(name).max_new_tokens == 512
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if tasks.load(name).tests])
 def test_the_solutions_of_programming_tasks_pass_their_tests(name: str) -> None:
     task = tasks.load(name)

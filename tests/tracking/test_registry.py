@@ -57,8 +57,13 @@ def check_registration(tmp_path: Path, uri: str, model: Path) -> None:
     run_id = tracked(tmp_path, uri)
     long = "a line of 26 characters…\n" * 400
     tags = {**TAGS, "ift.long": "é" * 9000, "ift.count": 3}
-    version = register(run_id, model, "reviews", uri=uri, description=long, tags=tags)
+    told = list[str]()
+    version = register(run_id, model, "reviews", uri=uri, description=long, tags=tags, status=told.append)
     assert version == "1"
+    assert [text.split()[:2] for text in told] == [
+        ["uploading", Path(n).name] for n in sorted(contents(model))
+    ]
+    assert all(text.endswith(" GiB are there after 0 min") for text in told)
     client = mlflow_client(uri)
     found = client.get_model_version_by_alias("reviews", "candidate")
     assert (str(found.version), found.run_id) == ("1", run_id)

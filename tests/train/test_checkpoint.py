@@ -252,6 +252,53 @@ def test_it_is_complete_when_all_ranks_files_are_there(tmp_path: Path) -> None:
     assert is_of(latest(tmp_path), 0)
 
 
+class Failing(Place):
+    """A place behind a network that is down each time the named method is called, the first `times`."""
+
+    remote = True
+
+    def __init__(self, url: str | Path, method: str, times: int) -> None:
+        super().__init__(url)
+        self.left, whole = times, getattr(self, method)
+
+        def failing(*arguments: Any) -> Any:
+            self.left -= 1
+            if self.left >= 0:
+                raise IftError(f"{url} could not be reached")
+            return whole(*arguments)
+
+        setattr(self, method, failing)
+
+
+@pytest.mark.parametrize("method", ["write", "files", "read", "folders", "delete"])
+def test_a_short_outage_of_a_remote_place_ends_nothing(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_PAUSES", (0.0,) * 3)
+    told = list[str]()
+    writing = writer(tmp_path, keep=1, note=told.append)
+    for step in (1, 2):
+        writing._place = Failing(tmp_path, method, 3 if step == 2 else 0)
+        writing.save(step, stretches(0, 1, seed=step), {})
+        writing.close()
+    assert told == [f"{tmp_path} could not be reached; the checkpoint is tried again in 0 s"] * 3
+    assert steps_in(tmp_path) == [2]
+
+
+def test_what_cannot_be_deleted_stays_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_PAUSES", ())
+    told = list[str]()
+    writing = writer(tmp_path, keep=1, note=told.append)
+    for step in (1, 2, 3):
+        writing._place = Failing(tmp_path, "delete", 1 if step == 2 else 0)
+        writing.save(step, stretches(0, 1, seed=step), {})
+        writing.close()
+    assert told == [f"older checkpoints stay for now: {tmp_path} could not be reached"]
+    assert steps_in(tmp_path) == [3]
+
+
 def test_a_rank_that_never_comes(tmp_path: Path) -> None:
     writing = writer(tmp_path, 0, 2, patience=0.2)
     writing.save(40, stretches(0, 2), {})

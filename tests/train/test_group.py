@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -52,6 +53,48 @@ def _hang(rank: int, world: int, given_up: Path) -> None:
                 return
             time.sleep(0.1)
         raise AssertionError("the other rank still waits in a group that was made without a time-out")
+
+
+def _slow_work(rank: int, world: int, folder: Path) -> None:
+    from types import SimpleNamespace
+
+    import torch.distributed as dist
+
+    from ift.train.engine import DeepSpeedEngine
+
+    engine: Any = object.__new__(DeepSpeedEngine)
+    engine.device = torch.device("cpu")
+    written = list[dict[str, Any]]()
+
+    def save_pretrained(_: Path, **settings: Any) -> None:
+        time.sleep(4)
+        written.append(settings)
+
+    model = SimpleNamespace(
+        config=SimpleNamespace(use_cache=False), save_pretrained=save_pretrained, state_dict=dict
+    )
+    engine.engine = SimpleNamespace(module=model, zero_optimization_stage=lambda: 2)
+    engine._job = SimpleNamespace(adapter=None)
+    group.limit_new_groups(1)
+    whole, dist.group.WORLD = dist.group.WORLD, dist.new_group(range(world))  # which waits for a second
+    started = time.monotonic()
+    engine.export(folder)
+    dist.group.WORLD = whole
+    assert time.monotonic() - started >= 4
+    assert written == ([{"state_dict": {}, "max_shard_size": "5GB"}] if rank == 0 else [])
+
+    def failing() -> None:
+        raise OSError("the disk is full")
+
+    if rank:
+        engine._while_all_wait(None)
+    else:
+        with pytest.raises(OSError, match="the disk is full"):
+            engine._while_all_wait(failing)
+
+
+def test_an_export_may_take_longer_than_a_group_waits(tmp_path: Path) -> None:
+    ranks.run(_slow_work, 2, tmp_path, tmp_path / "model")
 
 
 def test_a_group_that_is_made_without_a_timeout_gives_up_too(tmp_path: Path) -> None:
