@@ -36,7 +36,7 @@ test-long: $(INSTALLED) ## Faults injected into whole trainings, one after the o
 
 .PHONY: test-fast
 test-fast: $(INSTALLED) ## The tests without Ray and without the real model
-	@exec $(BIN)/python -m pytest -m "not slow and not real" $(ARGS)
+	@exec $(BIN)/python -m pytest -m "not slow and not real and not long" $(ARGS)
 
 .PHONY: bench
 bench: $(INSTALLED) ## Benchmarks that two cores do in 20 minutes: one table, one JSON

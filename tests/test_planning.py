@@ -70,7 +70,8 @@ def test_the_bars_are_as_long_as_what_they_stand_for(tmp_path: Path) -> None:
     bars = {line.split()[0]: line.count("█") for line in text.splitlines() if "█" in line}
     assert bars["optimizer"] == 30
     assert bars["weights"] == bars["gradients"] == 15
-    assert set(bars) <= {"weights", "gradients", "optimizer", "activations", "logits", "buffers", "process"}
+    parts = {"weights", "gradients", "optimizer", "activations", "logits", "buffers", "process", "checkpoint"}
+    assert set(bars) <= parts
 
 
 def test_what_was_prepared_is_counted_with(tmp_path: Path) -> None:
