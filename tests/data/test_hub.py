@@ -76,21 +76,23 @@ PICTURES = {
 }
 
 
-REPOS = {
-    "acme/films": Repo(FILMS),
-    "acme/undecided": Repo(NO_DEFAULT),
-    "acme/old": Repo(SCRIPT, refs__convert__parquet=CONVERTED),
-    "acme/tables": Repo(TABLES),
-    "acme/pictures": Repo(PICTURES),
-    "acme/empty": Repo({"README.md": b"# Nothing yet\n"}),
-    "acme/gated": Repo(FILMS, gated=True),
-    "acme/private": Repo(FILMS, private=True),
-}
+def repositories() -> dict[str, Repo]:
+    """Each time anew: tests push to them."""
+    return {
+        "acme/films": Repo(FILMS),
+        "acme/undecided": Repo(NO_DEFAULT),
+        "acme/old": Repo(SCRIPT, refs__convert__parquet=CONVERTED),
+        "acme/tables": Repo(TABLES),
+        "acme/pictures": Repo(PICTURES),
+        "acme/empty": Repo({"README.md": b"# Nothing yet\n"}),
+        "acme/gated": Repo(FILMS, gated=True),
+        "acme/private": Repo(FILMS, private=True),
+    }
 
 
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
-    server = FakeHub(dict(REPOS))
+    server = FakeHub(repositories())
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
