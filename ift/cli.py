@@ -48,6 +48,10 @@ _OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]…", nargs=-1)
 _RUN_FOLDER = click.option(
     "--output", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME]"
 )
+_JOINED = click.option(
+    "--address",
+    help="A Ray cluster that this machine is part of: auto, or HOST:6379.  [default: none, a Ray of its own]",
+)
 _URI = click.option(
     "--uri",
     default="sqlite:///mlflow.db",
@@ -343,10 +347,7 @@ def inspect(
     help="The largest drop of a probe that passes.",
 )
 @_FOLDERS
-@click.option(
-    "--address",
-    help="A Ray cluster that this machine is part of: auto, or HOST:6379.  [default: none, a Ray of its own]",
-)
+@_JOINED
 @click.option("--output", type=click.Path(path_type=Path), help="Where it goes.  [default: evaluations/NAME]")
 @_URI
 def evaluate(
@@ -395,10 +396,7 @@ def evaluate(
 
 @cli.command(short_help="Tell what later runs did to the tasks of earlier ones.")
 @click.argument("runs", metavar="RUN RUN…", nargs=-1, required=True)
-@click.option(
-    "--address",
-    help="A Ray cluster that this machine is part of: auto, or HOST:6379.  [default: none, a Ray of its own]",
-)
+@_JOINED
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Where it goes.  [default: evaluations/transfer]"
 )

@@ -65,16 +65,7 @@ def fetch_model(
     note: Callable[[str], None] | None = None,
 ) -> Path:
     """`fetch` of a spec's `model`, with its chat template where the spec has one."""
-    folder = fetch(
-        model.source,
-        uri=uri,
-        revision=model.revision,
-        sha256=model.sha256,
-        trust_remote_code=model.trust_remote_code,
-        progress=progress,
-        notify=notify,
-        note=note,
-    )
+    folder = fetch(**model.place, uri=uri, progress=progress, notify=notify, note=note)
     if not (model.chat_template or model.chat_template_options):
         return folder
     return base.with_chat_template(folder, model.chat_template, model.chat_template_options)

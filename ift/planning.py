@@ -297,7 +297,7 @@ def show(
     adapter = Adapter(**train.adapter.model_dump())
     model = fetching.shape_of(spec.model, uri=spec.tracking.uri)
     found, source = decide(
-        model.source,
+        **model.place,
         machine=machine,
         length=sizes.length,
         global_batch=train.global_batch,
@@ -308,9 +308,6 @@ def show(
         attention=train.attention,
         nvme=train.nvme is not None,
         checkpoints=train.epochs > 1 or bool(train.checkpoint_steps or train.checkpoint_minutes),
-        revision=model.revision,
-        sha256=model.sha256,
-        trust_remote_code=model.trust_remote_code,
         notify=note,
     )
     timing = None
@@ -561,13 +558,7 @@ def probe_step(model: Any, found: Plan, adapter: Adapter, *, packs: int | None) 
             wanted="a machine with a GPU of the planned kind",
             hint="plan without --probe",
         )
-    config, _ = shapes.config_of(
-        model.source,
-        cache=storage.cache_dir(),
-        revision=model.revision,
-        sha256=model.sha256,
-        trust_remote_code=model.trust_remote_code,
-    )
+    config, _ = shapes.config_of(**model.place, cache=storage.cache_dir())
     full = config.get_text_config().num_hidden_layers
     few, more = (1, 3) if full >= 3 else (1, max(2, full))
     times = [_timed(shapes.shallow(config, layers), found, adapter) for layers in (few, more)]

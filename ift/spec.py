@@ -50,6 +50,11 @@ class ModelSpec(Strict):
         "training, evaluation and whoever uses the result",
     )
 
+    @property
+    def place(self) -> dict[str, Any]:
+        """What a model is found by: the arguments that `fetching.fetch` and `shape.config_of` have in common."""
+        return {key: getattr(self, key) for key in ("source", "revision", "sha256", "trust_remote_code")}
+
     @field_validator("chat_template")
     @classmethod
     def _is_the_text(cls, value: str | None) -> str | None:

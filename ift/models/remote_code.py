@@ -30,13 +30,13 @@ _BESIDE = re.compile(r"[A-Za-z_]\w*(?:/[A-Za-z_]\w*)*\.[A-Za-z_]\w*")
 def allow(folder: Path, repository: str, revision: str) -> None:
     """Have the code in `folder`, which is `repository` at the commit `revision`, known on this machine and to this
     process, and to those that it starts."""
-    digests = [_digest(path) for path in _files(folder)]
-    for path, digest in zip(_files(folder), digests, strict=True):
+    digests = {path: _digest(path) for path in _files(folder)}
+    for path, digest in digests.items():
         record = {"repository": repository, "revision": revision, "file": path.relative_to(folder).as_posix()}
         storage.write_json(_record(digest), record)
     before = filter(None, os.environ.get(TRUSTED, "").split(","))
     if digests:
-        os.environ[TRUSTED] = ",".join(dict.fromkeys([*before, *digests]))
+        os.environ[TRUSTED] = ",".join(dict.fromkeys([*before, *digests.values()]))
 
 
 def allowed(folder: Path) -> bool:

@@ -407,36 +407,6 @@ def test_a_tuned_model_has_the_licence_of_its_base(tmp_path: Path) -> None:
     assert base.license_of(tmp_path) == "llama3.1"
 
 
-def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path, tiny_model: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_model, folder)
-    (folder / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {
-        "AutoConfig": "modeling_own.Config",
-        "AutoModelForCausalLM": "someone/else--modeling_own.Model",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    assert base.resolve(str(folder), cache=tmp_path) == folder  # transformers has its architecture itself
-    base.load_model(folder, dtype="float32")
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own"}))
-    with pytest.raises(IftError) as error:
-        base.resolve(str(folder), cache=tmp_path)
-    assert "is of the kind 'own', which transformers does not have" in str(error.value)
-    assert (
-        "its code lies elsewhere (someone/else--modeling_own.Model), and no spec can name its commit"
-        in str(error.value)
-    )
-    for load in (
-        base.load_model,
-        base.context_length,
-        base.is_encoder_decoder,
-    ):  # without `resolve` before it
-        with pytest.raises((ValueError, IftError)):
-            load(folder)
-    assert not (tmp_path / "ran").exists()
-
-
 PLAIN = (
     "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"

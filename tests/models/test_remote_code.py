@@ -66,6 +66,13 @@ def own(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return give_code(make_model(tmp_path / "own"))
 
 
+def nothing_loads(folder: Path) -> None:
+    """Not even without `resolve` before it."""
+    for load in (base.load_model, base.context_length, base.is_encoder_decoder):
+        with pytest.raises((ValueError, IftError)):
+            load(folder)
+
+
 def test_code_that_nobody_allowed_is_not_run(own: Path, tmp_path: Path) -> None:
     with pytest.raises(IftError) as error:
         base.resolve(str(own), cache=tmp_path)
@@ -76,13 +83,31 @@ def test_code_that_nobody_allowed_is_not_run(own: Path, tmp_path: Path) -> None:
         "  next:   read that code; if it may do all that you may, then "
         "model: {source: organisation/model, revision: 40 digits, trust_remote_code: true}"
     )
-    for load in (
-        base.load_model,
-        base.context_length,
-        base.is_encoder_decoder,
-    ):  # without `resolve` before it
-        with pytest.raises((ValueError, IftError)):
-            load(own)
+    nothing_loads(own)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path, tiny_model: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {
+        "AutoConfig": "modeling_own.Config",
+        "AutoModelForCausalLM": "someone/else--modeling_own.Model",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    assert base.resolve(str(folder), cache=tmp_path) == folder  # transformers has its architecture itself
+    base.load_model(folder, dtype="float32")
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own"}))
+    with pytest.raises(IftError) as error:
+        base.resolve(str(folder), cache=tmp_path)
+    assert "is of the kind 'own', which transformers does not have" in str(error.value)
+    assert (
+        "its code lies elsewhere (someone/else--modeling_own.Model), and no spec can name its commit"
+        in str(error.value)
+    )
+    nothing_loads(folder)
     assert not (tmp_path / "ran").exists()
 
 
