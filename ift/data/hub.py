@@ -15,6 +15,7 @@ cache:
 """
 
 import contextlib
+import gc
 import logging
 import re
 import time
@@ -41,6 +42,7 @@ CONVERTED = "refs/convert/parquet"
 _PAUSES = (1, 3)  # seconds before the hub is asked again, where it does not say when
 _LONGEST = 300.0  # seconds that it is waited for, where it does: its limits are of five minutes
 _BATCH = 1000  # rows that are read from a stream at a time
+_LET_GO = 10.0  # seconds that a stream's files may take to be closed
 _TIMEOUT = 30  # seconds for an answer about a data set; downloads have huggingface_hub's own patience
 
 
@@ -304,6 +306,7 @@ def _make(
                 with caches.made(place / name) as making:
                     if not _write_first(builder.as_streaming_dataset(split=name), first, making, progress):
                         raise IftError(f"{hub.id}: its split `{name}` has no rows")
+                _let_go()
     if splits is None:
         storage.write_json(place / "splits.json", names)
     return Fetched({ours: _arrow_files(place / name) for ours, name in names.items()}, str(info.sha))
@@ -334,6 +337,21 @@ def _write_first(rows: Any, first: int, folder: Path, progress: Progress | None)
             writer.close()
     storage.write_json(folder / "dataset_info.json", {"first": first})  # which `_cached` looks for
     return number
+
+
+def _let_go() -> None:
+    """Waits until nobody holds a file of a stream that was left half-read.
+
+    The library leaves it in a cycle, and Arrow's threads may still be reading. Threads that do as Python ends abort the
+    process, whatever it has done before (https://github.com/huggingface/datasets/issues/7566).
+    """
+    from huggingface_hub.hf_file_system import HfFileSystemFile
+
+    deadline = time.monotonic() + _LET_GO
+    gc.collect()
+    while any(type(held) is HfFileSystemFile for held in gc.get_objects()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        gc.collect()
 
 
 def _builder(hub: Hub, info: Any, work: str) -> Any:
