@@ -35,6 +35,7 @@ from common import HOUSE, machine, machine_in_words, ratios, spread, table, writ
 from ift import spec as specs
 from ift import storage
 from ift.models import base
+from ift.train.trainer import KEEP_MEMORY
 
 _PATIENCE = 1800.0  # seconds for anything to happen
 _TASK = """\
@@ -285,6 +286,7 @@ def steps_of(spec: Path, asked: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, list[list[float]]] = {
         "run": [],
         "bare": [],
+        "bare, memory kept": [],
         "two workers": [],
         "one, twice the rows": [],
     }
@@ -295,18 +297,11 @@ def steps_of(spec: Path, asked: argparse.Namespace) -> dict[str, Any]:
         lines = run.lines()
         found["run"].append(step_seconds(lines, asked.warm))
         shutil.copy(spec, run.folder / "spec.yaml")
-        done = subprocess.run(
-            [sys.executable, __file__, "--bare", str(run.folder), "--steps", str(len(lines))],
-            env={**os.environ, "PYTHONPATH": str(HOUSE), "IFT_BENCHMARK_THREADS": str(threads)},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            sys.exit(f"the bare loop failed:\n\n{done.stderr}")
-        alone = json.loads(done.stdout.splitlines()[-1])
-        found["bare"].append(alone["seconds"][asked.warm :])
-        apart = max(abs(line["loss"] - loss) for line, loss in zip(lines, alone["losses"], strict=True))
-        print(f"run and bare loop: losses at most {apart:.1e} apart", file=sys.stderr)
+        for name, variables in (("bare", {}), ("bare, memory kept", KEEP_MEMORY)):
+            alone = _alone(run.folder, len(lines), {**variables, "IFT_BENCHMARK_THREADS": str(threads)})
+            found[name].append(alone["seconds"][asked.warm :])
+            apart = max(abs(line["loss"] - loss) for line, loss in zip(lines, alone["losses"], strict=True))
+            print(f"run and {name} loop: losses at most {apart:.1e} apart", file=sys.stderr)
         two = Run(spec, f"two-{turn}", "cluster.workers=2")
         two.finish()
         found["two workers"].append(step_seconds(two.lines(), asked.warm))
@@ -314,6 +309,20 @@ def steps_of(spec: Path, asked: argparse.Namespace) -> dict[str, Any]:
         twice.finish()
         found["one, twice the rows"].append(step_seconds(twice.lines(), asked.warm))
     return {name: [spread(values).median for values in turns] for name, turns in found.items()}
+
+
+def _alone(folder: Path, steps: int, variables: dict[str, str]) -> dict[str, Any]:
+    """What `bare` gives in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--bare", str(folder), "--steps", str(steps)],
+        env={**os.environ, "PYTHONPATH": str(HOUSE), **variables},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(f"the bare loop failed:\n\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def starts_of(spec: Path, asked: argparse.Namespace) -> dict[str, Any]:

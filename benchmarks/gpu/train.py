@@ -28,7 +28,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import common  # noqa: E402 - it lies a folder above
+import torch  # noqa: E402
 import work  # noqa: E402
+
+from ift.train.trainer import KEEP_MEMORY  # noqa: E402
 
 _HOUSE = HERE.parents[1]
 ARMS = ("ours", "bare", "trl", "trl-padded", "trainer")
@@ -42,6 +45,8 @@ def run(python: str, script: str, case: dict[str, Any], *, timeout: float) -> di
         "PYTHONPATH": os.pathsep.join([str(_HOUSE), os.environ.get("PYTHONPATH", "")]),
     }
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if case.get("arm") == "ours" and not torch.cuda.is_available():
+        environment |= KEEP_MEMORY  # as a run's workers have it
     if script == "theirs.py":
         environment.pop("PYTHONPATH")
     try:

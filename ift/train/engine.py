@@ -86,6 +86,8 @@ class DeepSpeedEngine:
             optimizer=_optimizer(job, model, device),
             config=config,
         )
+        if world == 1 and job.zero_stage == 0:  # nobody to add: it would copy all gradients, twice
+            self.engine.enable_backward_allreduce = False
         # the engine, not the model in it: only its own forward tells ZeRO-3 that another micro-batch begins, and
         # without that each micro-batch overwrites the gradient of those before
         self.module: torch.nn.Module = self.engine

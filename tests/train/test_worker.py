@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,13 +22,14 @@ from documents import VOCABULARY, leaking_model, random_pack, random_packs, unpa
 from ift.errors import IftError
 from ift.models import base
 from ift.train import engine as engines
-from ift.train import worker
+from ift.train import trainer, worker
 from ift.train.engine import DeepSpeedEngine
 from ift.train.job import Job
 from ift.train.loop import ranks_packs, train
 from ift.train.loss import collate
 
 STAGES = [0, 1, 2, 3]
+ALONE = [0, 1]  # with one rank the planner has no use for the others
 WORLD = 2
 RATES = (3e-3, 1e-3)  # of the two steps
 CASES = [(1, 1.0), (2, 0.0)]  # micro-batch, and where gradients are clipped (0: nowhere)
@@ -91,6 +93,47 @@ def test_deepspeed_accumulates_as_often_as_there_are_micro_batches(
         assert len(mine) == rounds
 
 
+def test_a_worker_on_a_cpu_keeps_its_memory_and_cpu_adam_has_a_gpus_share_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def variables(gpus: int, offload: str) -> dict[str, str]:
+        job = job_for(Path("m"), offload=offload)
+        attempt: Any = SimpleNamespace(job=job, nodes=SimpleNamespace(gpus=gpus))
+        return trainer._Attempt._environment(attempt)
+
+    nodes = [
+        SimpleNamespace(cpus=96, gpus=8),
+        SimpleNamespace(cpus=32, gpus=4),
+        SimpleNamespace(cpus=8, gpus=0),
+    ]
+    monkeypatch.setattr(trainer.cluster, "nodes_now", lambda: nodes)
+    assert variables(0, "none") == variables(0, "optimizer") == trainer.KEEP_MEMORY
+    assert variables(8, "none") == {}
+    assert variables(8, "optimizer") == {"OMP_NUM_THREADS": "8"}
+
+
+def test_glibc_keeps_what_is_freed_and_gives_none_of_it_back() -> None:
+    code = """
+import resource, sys, threading, torch
+def touch():
+    for _ in range(20):
+        torch.ones(4 << 20)  # 16 MiB, in more than one heap of an arena
+        torch.ones(16 << 20)
+thread = threading.Thread(target=touch); thread.start(); thread.join()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+thread = threading.Thread(target=touch); thread.start(); thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+    def faults(**variables: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True, text=True
+        )
+        return int(done.stdout)
+
+    assert faults(**trainer.KEEP_MEMORY) < 1000 < 10 * 1000 < faults()
+
+
 def test_norms_and_biases_are_spared_weight_decay(tiny_model: Path) -> None:
     model = base.load_model(tiny_model)
     matrices, vectors = engines._decay_groups(model, 0.1)
@@ -126,19 +169,19 @@ def test_a_model_that_isolates_is_not_refused(tiny_model: Path) -> None:
     assert engine.module.training  # the probe itself is in eval mode
 
 
-# --- two gloo ranks in two processes, against a loop by the book in this one
+# --- two gloo ranks in two processes, or one alone, against a loop by the book in this one
 
 
-def _rank(rank: int, model_dir: Path, folder: Path) -> None:
+def _rank(rank: int, world: int, stages: Sequence[int], model_dir: Path, folder: Path) -> None:
     """Every stage in turn, for the start of a process costs more than the training."""
     import torch.distributed as dist
     from deepspeed.utils import safe_get_full_grad
 
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     packs = random_packs(10, seed=8)
-    for stage in STAGES:
+    for stage in stages:
         for micro_batch, clip in CASES:
             job = job_for(
                 model_dir,
@@ -147,7 +190,7 @@ def _rank(rank: int, model_dir: Path, folder: Path) -> None:
                 max_grad_norm=clip,
                 activation_checkpointing=micro_batch > 1,
             )
-            engine = DeepSpeedEngine(job, WORLD, torch.device("cpu"))
+            engine = DeepSpeedEngine(job, world, torch.device("cpu"))
             # first, as in a run: it must leave no trace
             assert worker.settle_attention(engine, packs, job) == "packed"
             gradients: list[torch.Tensor] = []
@@ -165,7 +208,7 @@ def _rank(rank: int, model_dir: Path, folder: Path) -> None:
                 [
                     collate([packs[n] for n in micro], "cpu")
                     for micro in ranks_packs(
-                        s, global_batch=5, packs=10, rank=rank, world=WORLD, micro_batch=micro_batch
+                        s, global_batch=5, packs=10, rank=rank, world=world, micro_batch=micro_batch
                     )
                 ]
                 for s in range(2)
@@ -194,7 +237,10 @@ def exports(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch.multiprocessing
 
     folder = tmp_path_factory.mktemp("zero")
-    torch.multiprocessing.spawn(_rank, args=(tiny_model, folder), nprocs=WORLD)
+    for world, stages in ((WORLD, STAGES), (1, ALONE)):
+        into = folder / str(world)
+        into.mkdir()
+        torch.multiprocessing.spawn(_rank, args=(world, stages, tiny_model, into), nprocs=world)
     return folder
 
 
@@ -236,16 +282,20 @@ def by_the_book(model_dir: Path, clip: float) -> Reference:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("micro_batch", "clip"), CASES)
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_of_zero_train_by_the_book(
-    exports: Path, tiny_model: Path, stage: int, micro_batch: int, clip: float
+@pytest.mark.parametrize(
+    ("world", "stage"), [(WORLD, stage) for stage in STAGES] + [(1, stage) for stage in ALONE]
+)
+def test_ranks_of_zero_train_by_the_book(
+    exports: Path, tiny_model: Path, world: int, stage: int, micro_batch: int, clip: float
 ) -> None:
     book = by_the_book(tiny_model, clip)
-    seen = torch.load(exports / f"{stage}-{micro_batch}" / "seen.pt")
-    trained = base.load_model(exports / f"{stage}-{micro_batch}")
+    export = exports / str(world) / f"{stage}-{micro_batch}"
+    seen, trained = torch.load(export / "seen.pt"), base.load_model(export)
     of_gradient = max(map(distance, seen["gradients"], book.gradients))
     of_weights = distance(weights(trained), weights(book.model))
-    print(f"ZeRO-{stage}, micro-batch {micro_batch}: gradient {of_gradient:.1e}, weights {of_weights:.1e}")
+    print(
+        f"{world} × ZeRO-{stage}, micro-batch {micro_batch}: gradient {of_gradient:.1e}, weights {of_weights:.1e}"
+    )
     assert of_gradient <= 1e-5
     assert of_weights <= 1e-5
     assert distance(weights(trained), weights(base.load_model(tiny_model))) > 1e-3  # it did train
