@@ -317,7 +317,7 @@ def test_a_plan_is_for_the_cluster_that_a_run_would_join(
 def test_the_learning_rate_stands_beside_the_plan(tmp_path: Path) -> None:
     for method, rate in (("full", "1e-05"), ("lora", "0.0001")):
         assert f"learning rate {rate}" in shown(tmp_path, SMOL, [f"train.method={method}"], width=200)
-    small = {"gpus": 1, "gpu_memory": 4.0, "host_memory": 2.0, "width": 300}
+    small = {"gpus": 1, "gpu_memory": 8.0, "host_memory": 12.0, "width": 300}
     told = shown(tmp_path, "Qwen/Qwen2.5-1.5B", ["train.learning_rate=2e-5"], **small)
     assert "learning rate 2e-05" in told
     assert "the adapter is trained at train.learning_rate 2e-05, as for all weights" in told

@@ -156,8 +156,8 @@ def test_a_data_set_of_the_hub_is_told_apart_from_a_file(tmp_path: Path) -> None
     message = refusal(TaskRef(data=str(tmp_path / "HuggingFaceH4" / "ultrachat_200k")))
     assert "{file: ultrachat_200k.yaml}" in message
     assert "source: {hub: {id: HuggingFaceH4/ultrachat_200k}}" in message
-    assert "hub" not in refusal(TaskRef(data=str(tmp_path / "rows" / "mine.jsonl")))
-    assert "hub" not in refusal(TaskRef(data=str(tmp_path / "mine")))
+    assert "of the hub has" not in refusal(TaskRef(data=str(tmp_path / "rows" / "mine.jsonl")))
+    assert "of the hub has" not in refusal(TaskRef(data=str(tmp_path / "mine")))
 
 
 def test_many_parts_of_one_data_set_are_told_of(tmp_path: Path) -> None:
