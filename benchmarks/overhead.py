@@ -239,7 +239,7 @@ def bare(folder: Path, steps: int) -> dict[str, Any]:
         export_dir=folder,
         checkpoints=str(folder),
         global_batch=batch,
-        learning_rate=spec.train.learning_rate,
+        learning_rate=spec.train.rate("full"),
         schedule="constant",
         warmup=0.0,
         weight_decay=spec.train.weight_decay,
@@ -266,7 +266,7 @@ def bare(folder: Path, steps: int) -> dict[str, Any]:
         losses.append(line["loss"])
 
     train = spec.train
-    rate = loop.schedule(train.schedule, train.learning_rate, steps, train.warmup)
+    rate = loop.schedule(train.schedule, train.rate("full"), steps, train.warmup)
     loop.train(engine, batches, range(steps), rate, after)
     dist.destroy_process_group()
     return {"seconds": [b - a for a, b in pairwise(ends)], "losses": losses}

@@ -5,25 +5,29 @@ Out: the model's answers, word by word as they come. `/new` starts over, `/quit`
 """
 
 import sys
+from pathlib import Path
 
 from ift import fetching
+from ift.evaluate.evaluator import weights_of
 from ift.models import base
 from ift.prompts.chat import Tokenizer, close_source, encode_history, encode_prompt, end_of_turn, neutralise
 
 
-def talk(source: str, *, uri: str, max_new_tokens: int) -> None:
+def talk(source: str, *, uri: str, max_new_tokens: int, system: str = "") -> None:
     """Read questions, print answers (greedy). Raises `IftError` where there is no such model."""
     folder = fetching.fetch(source, uri=uri)
     import torch
     from transformers import TextStreamer
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = base.load_model(folder, dtype="bfloat16" if device == "cuda" else "float32", device=device)
+    gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+    dtype = "bfloat16" if gpu else "float32"
+    model = base.load_model(folder, dtype=dtype, device=place(folder, gpu))
     tokenizer, encoder = base.load_tokenizer(folder), base.is_encoder_decoder(folder)
     interactive = sys.stdin.isatty()
     if interactive:
         print(f"{folder}\n/new starts over, /quit leaves\n")
-    history: list[dict[str, str]] = []
+    beginning = [{"role": "system", "content": system}] if system else []
+    history = list(beginning)
     while True:
         try:
             question = input("you    > " if interactive else "").strip()
@@ -33,12 +37,12 @@ def talk(source: str, *, uri: str, max_new_tokens: int) -> None:
         if question == "/quit":
             return
         if question == "/new":
-            history.clear()
+            history = list(beginning)
             continue
         if not question:
             continue
         history.append({"role": "user", "content": question})
-        ids = torch.tensor([_read(tokenizer, history, encoder)], device=device)
+        ids = torch.tensor([_read(tokenizer, history, encoder)], device=model.device)
         if interactive:
             print("model  > ", end="", flush=True)
         with torch.inference_mode():
@@ -59,10 +63,20 @@ def talk(source: str, *, uri: str, max_new_tokens: int) -> None:
             history.pop()  # a turn without words is no turn
 
 
+def place(folder: Path, gpu: int) -> str:
+    """Where `load_model` puts the model in `folder`: with GPUs of `gpu` bytes over several, where one is too small."""
+    if not gpu:
+        return "cpu"
+    return "cuda" if weights_of(folder, "bfloat16") <= 0.8 * gpu else "auto"
+
+
 def _read(tokenizer: Tokenizer, history: list[dict[str, str]], encoder: bool) -> list[int]:
     """What the model reads before it answers: the tokens that it was trained to answer behind."""
-    if len(history) == 1:
-        return encode_prompt(tokenizer, history[0]["content"], encoder=encoder)
+    system, turns = "", history
+    if history[0]["role"] == "system":
+        system, turns = history[0]["content"], history[1:]
+    if len(turns) == 1:
+        return encode_prompt(tokenizer, turns[0]["content"], system, encoder=encoder)
     try:
         read = encode_history(tokenizer, history)
         return close_source(tokenizer, read) if encoder else read

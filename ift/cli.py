@@ -20,10 +20,11 @@ Imports stand inside the functions: `ift --help` loads nothing that trains.
 import os
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -50,6 +51,8 @@ _RUN_FOLDER = click.option(
 )
 _JOINED = click.option(
     "--address",
+    envvar="RAY_ADDRESS",
+    show_envvar=True,
     help="A Ray cluster that this machine is part of: auto, or HOST:6379.  [default: none, a Ray of its own]",
 )
 _URI = click.option(
@@ -174,17 +177,18 @@ def _at_work(
     except IftError:
         raise
     except Exception as error:  # noqa: BLE001  (a fault of ours or of a library: the traceback is for the log)
-        with (folder / "run.log").open("a", encoding="utf-8") as log:
-            log.write(without_secrets(traceback.format_exc()))
-        click.secho("error: ", fg="red", err=True, nl=False)
-        click.echo(
-            without_secrets(
-                f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[-1]}"
-            ),
-            err=True,
-        )
-        click.echo(f"  next:   the whole error is in {folder / 'run.log'}; to go on: {command}", err=True)
-        sys.exit(1)
+        _end_unexpected(error, folder / "run.log", f"; to go on: {command}")
+
+
+def _end_unexpected(error: Exception, log: Path, more: str = "") -> NoReturn:
+    """Say a fault of ours or of a library in a line, leave its traceback in `log`, and end."""
+    with log.open("a", encoding="utf-8") as file:
+        file.write(without_secrets("".join(traceback.format_exception(error))))
+    message = (str(error).strip() or "no message").splitlines()[-1]
+    click.secho("error: ", fg="red", err=True, nl=False)
+    click.echo(without_secrets(f"{type(error).__name__}: {message}"), err=True)
+    click.echo(f"  next:   the whole error is in {log}{more}", err=True)
+    sys.exit(1)
 
 
 @cli.command(short_help="Write the stream that a run would train on.")
@@ -434,13 +438,17 @@ def report(runs: Sequence[Path], output: Path | None) -> None:
 
 @cli.command(short_help="Talk to a model.")
 @click.argument("model", metavar="RUN_OR_MODEL")
+@click.option("--system", default="", metavar="TEXT", help="A system message before each conversation.")
 @click.option("--max-new-tokens", default=256, show_default=True, help="The longest answer, in tokens.")
 @_URI
-def chat(model: str, max_new_tokens: int, uri: str) -> None:
-    """Talk to the model of a run's folder, to a registered version (models:/NAME@ALIAS), or to any model source."""
+def chat(model: str, system: str, max_new_tokens: int, uri: str) -> None:
+    """Talk to the model of a run's folder, to a registered version (models:/NAME@ALIAS), or to any model source.
+
+    A model that does not fit one GPU is laid over all that are here, and what they do not hold over the memory.
+    """
     from ift import chatting
 
-    chatting.talk(model, uri=_absolute(uri), max_new_tokens=max_new_tokens)
+    chatting.talk(model, uri=_absolute(uri), system=system, max_new_tokens=max_new_tokens)
 
 
 @cli.command(short_help="Make an ordinary model out of an adapter.")
@@ -479,12 +487,7 @@ def sync(runs: Sequence[Path], uri: str | None) -> None:
 
 
 @cli.command(short_help="Open MLflow's pages.")
-@click.option(
-    "--uri",
-    default="sqlite:///mlflow.db",
-    show_default=True,
-    help="Where MLflow is: `tracking.uri` of the spec.",
-)
+@_URI
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=5000, show_default=True, help="The port to listen on.")
 def ui(uri: str, host: str, port: int) -> None:
@@ -586,7 +589,10 @@ def _followed(head: "Dashboard", job: str, terminal: "Terminal") -> int:
         try:
             return submitting.tell_end(job, submitting.follow(head, job, terminal), terminal)
         except KeyboardInterrupt:
-            later = f"to follow it: ift jobs logs {job} --follow --address {head.address}; to stop it: ift jobs stop"
+            later = (
+                f"to follow it: ift jobs logs {job} --follow --address {head.address}; "
+                f"to stop it: ift jobs stop {job} --address {head.address}"
+            )
             if not sys.stdin.isatty():
                 terminal.say(f"\n{job} runs on; {later}")
                 return 0
@@ -730,6 +736,8 @@ def doctor(
 @click.option("--ask", is_flag=True, help="Ask the version that holds the alias the new one's items first.")
 @click.option(
     "--address",
+    envvar="RAY_ADDRESS",
+    show_envvar=True,
     help="With --ask: a Ray cluster that this machine is part of.  [default: none, a Ray of its own]",
 )
 @click.option(
@@ -1043,7 +1051,10 @@ def templates_import(source: Path, output: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point. Mistakes that a user can mend are printed without a traceback; exit status 2."""
+    """The entry point. Mistakes that a user can mend are printed without a traceback; exit status 2.
+
+    Of any other error a line is printed, and the traceback is kept in a file that it names; exit status 1.
+    """
     try:
         cli.main(
             args=list(arguments) if arguments is not None else None, prog_name="ift", standalone_mode=True
@@ -1052,6 +1063,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.secho("error: ", fg="red", err=True, nl=False)
         click.echo(without_secrets(str(error)), err=True)
         sys.exit(2)
+    except Exception as error:  # noqa: BLE001  (the traceback is for the file)
+        handle, name = tempfile.mkstemp(prefix="ift-", suffix=".log")
+        os.close(handle)
+        _end_unexpected(error, Path(name))
 
 
 if __name__ == "__main__":

@@ -68,9 +68,14 @@ def without_gpu() -> None:
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
+def asked_address(given: str | None) -> str | None:
+    """The cluster that is meant: the one that is given, else RAY_ADDRESS, which a submitted job has set."""
+    return given or os.environ.get("RAY_ADDRESS") or None
+
+
 @contextmanager
 def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
-    """Connect to `address` (or RAY_ADDRESS, which a submitted job has set), else start a Ray that ends with the block.
+    """Connect to `address` (or RAY_ADDRESS, as in a submitted job), else start a Ray that ends with the block.
 
     A local Ray is told of two CPUs more than training takes: they are logical, and without them the tasks that
     read and tokenize would wait for ever.
@@ -86,7 +91,7 @@ def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
         without_gpu()
     import ray
 
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = asked_address(address)
     given = _given_by_job()
     runtime_env = {
         "env_vars": {name: os.environ[name] for name in _CARRIED if name in os.environ and name not in given}
@@ -103,11 +108,14 @@ def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
                 object_store_memory=OBJECT_STORE,
                 runtime_env=runtime_env,
             )
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:
+        if not address:
+            raise
         raise IftError(
-            f"no Ray cluster answers at {address}: {str(error).splitlines()[0][:200]}",
-            wanted="the address of a running head, such as ray://head:10001 or auto",
-            hint="leave cluster.address out to run on this machine; a head that runs refuses whoever has another token "
+            f"no Ray cluster answers at {address}: {(str(error).splitlines() or [''])[0][:200]}",
+            wanted="the address of a cluster that this machine is part of: auto, or HOST:6379",
+            hint="leave cluster.address and --address out, and RAY_ADDRESS unset, to run on this machine; a "
+            "dashboard's http://HEAD:8265 is for `ift submit`; a head that runs refuses whoever has another token "
             "(RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token)",
         ) from None
     _tighten_token()

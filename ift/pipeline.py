@@ -228,6 +228,8 @@ def _other(spec: Spec, folder: Path, terminal: Terminal, way: str) -> Job:
         "forgetting": spec.forgetting.model_copy(update={"on_breach": "refuse", "replay": None}),
     }
     if way == "lora":
+        if note := spec.train.rate_note("lora"):
+            terminal.note(note)
         changed["train"] = spec.train.model_copy(update={"method": "lora"})
     else:
         changed["mixture"] = spec.mixture.model_copy(update={"replay": spec.forgetting.replay})

@@ -310,6 +310,11 @@ def show(
         checkpoints=train.epochs > 1 or bool(train.checkpoint_steps or train.checkpoint_minutes),
         notify=note,
     )
+    rate = ""
+    if found.choice:
+        rate = f", learning rate {train.rate(found.choice.method):g}"
+        if said_of_rate := train.rate_note(found.choice.method):
+            found = replace(found, notes=(*found.notes, said_of_rate))
     timing = None
     if probe and found.choice:
         timing = probe_step(model, found, adapter, packs=sizes.packs)
@@ -318,7 +323,7 @@ def show(
         console.print_json(data=said, indent=2)
     else:
         for part in (
-            _head(found, source, sizes),
+            _head(found, source, sizes, rate),
             _chosen(found),
             _table(found),
             _rejected(found),
@@ -352,8 +357,8 @@ def _asked_machine(
             gpu=gpu,
             network=network,
         )
-    if spec.cluster.address:
-        with cluster.connect(spec.cluster.address, workers=None) as resources:
+    if address := cluster.asked_address(spec.cluster.address):
+        with cluster.connect(address, workers=None) as resources:
             if not resources.gpus and cluster.grows():
                 note(
                     "no node of the cluster has a GPU now, and this plan is for CPUs; --gpus and --gpu-memory plan for "
@@ -366,7 +371,7 @@ def _asked_machine(
 # ── what people read ──
 
 
-def _head(found: Plan, source: str, sizes: Sizes) -> list[Any]:
+def _head(found: Plan, source: str, sizes: Sizes, rate: str) -> list[Any]:
     shape, machine = found.shape, found.machine
     experts = f", {shape.experts / shape.parameters:.0%} of them in experts" if shape.experts else ""
     what = f"{plans.count_in_words(shape.parameters)} parameters{experts}, {shape.layers} layers of width "
@@ -391,7 +396,7 @@ def _head(found: Plan, source: str, sizes: Sizes) -> list[Any]:
         ("data", f"packs of {sizes.length:,} tokens, {sizes.words}"),
         (
             "step",
-            f"{times(found.global_batch, 'pack')} over {times(machine.workers, 'worker')}, in {found.precision}",
+            f"{times(found.global_batch, 'pack')} over {times(machine.workers, 'worker')}, in {found.precision}{rate}",
         ),
     ]
     grid = _grid()

@@ -78,6 +78,8 @@ class ModelSpec(Strict):
         return self
 
 
+RATES = {"full": 1e-5, "lora": 1e-4}  # the learning rate where nobody says, by what is trained
+
 Rule = Literal["proportional", "temperature", "equal", "fixed"]
 _RULE = "proportional, temperature, equal or fixed"
 
@@ -92,6 +94,13 @@ class TaskRef(Strict):
         None, description="a cluster of the library, all its tasks; with `data`, the cluster of the data"
     )
     mix: str | None = Field(None, description="a name for a mix of its own; its members stand in `tasks`")
+    license: str | None = Field(
+        None, min_length=1, description="with `data`: the licence of the data; unstated if not given"
+    )
+    metric: str | None = Field(
+        None, description="with `data`: how answers are graded, as a task file says it"
+    )
+    system: str | None = Field(None, description="with `data`: a text that precedes every instruction")
     templates: tuple[str, ...] = Field(
         (), description="with `name` or `file`: a list of ids of the templates to use; all if not given"
     )
@@ -115,6 +124,9 @@ class TaskRef(Strict):
             raise ValueError("a mix has `tasks`: a list of one or more")
         if self.loss_weight is not None and self.mix is not None:
             raise ValueError("`loss_weight` goes with a task, not with `mix`")
+        for key in ("license", "metric", "system"):
+            if self.data is None and getattr(self, key) is not None:
+                raise ValueError(f"`{key}` goes with `data`; elsewhere the task's file says it")
         if self.templates and not (self.name or self.file):
             raise ValueError("`templates` goes with `name` or `file`")
         if self.temperature != 1 and self.rule != "temperature":
@@ -291,7 +303,10 @@ class TrainSpec(Strict):
     micro_batch: Literal["auto"] | Count = Field(
         "auto", description="auto or a whole number of 1 or more: packs in one forward pass of a worker"
     )
-    learning_rate: float = Field(1e-5, gt=0, lt=1, description="a number between 0 and 1, such as 1.0e-5")
+    learning_rate: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = Field(
+        "auto",
+        description="auto (1e-5 for all weights, 1e-4 for an adapter) or a number between 0 and 1, such as 1.0e-5",
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="cosine, linear or constant"
     )
@@ -363,6 +378,29 @@ class TrainSpec(Strict):
     hang_timeout_s: Count = Field(
         1800, description="a whole number of 1 or more: seconds before a collective that hangs is given up"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_steps(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "max_steps" in value:
+            raise ValueError(
+                "there is no `max_steps`: training takes whole epochs. `train.epochs` says how many, `mixture.size` "
+                "how many examples one has"
+            )
+        return value
+
+    def rate(self, method: str) -> float:
+        """The learning rate of `method`, full or lora."""
+        return self.learning_rate if isinstance(self.learning_rate, float) else RATES[method]
+
+    def rate_note(self, method: str) -> str | None:
+        """What to say where an adapter is trained at the rate that was given for all weights; else None."""
+        if self.learning_rate == "auto" or method != "lora" or self.method == "lora":
+            return None
+        return (
+            f"the adapter is trained at train.learning_rate {self.learning_rate:g}, as for all weights; "
+            f"train.learning_rate=auto takes {RATES['lora']:g} for an adapter"
+        )
 
     @model_validator(mode="after")
     def _patience_has_a_measure(self) -> "TrainSpec":
@@ -463,7 +501,7 @@ class ClusterSpec(Strict):
         "what is left",
     )
     address: str | None = Field(
-        None, description="a Ray cluster's address; a local Ray is started if not given"
+        None, description="a Ray cluster's address; RAY_ADDRESS, else a Ray of its own, if not given"
     )
     gpu_wait_minutes: float = Field(
         10.0,

@@ -81,6 +81,8 @@ class Job:
 
     def _tell(self) -> None:
         """What is about to be done."""
+        from ift.tracking.client import elsewhere
+
         spec = self.spec
         self.terminal.header(
             [
@@ -94,6 +96,11 @@ class Job:
                 ("log", str(self.folder / "run.log")),
             ]
         )
+        if named := elsewhere(spec.tracking.uri):
+            self.terminal.note(
+                f"MLFLOW_TRACKING_URI is {named}, and a run goes where its spec says: tracking.uri is "
+                f"{spec.tracking.uri}"
+            )
 
     @property
     def workers_asked(self) -> int | None:
@@ -275,6 +282,12 @@ class Job:
             of = {"tokens": row["tokens"] / tokens, "seen_each": row["seen_each"]}
             self.tracker.log_metrics({f"mixture/{row['task']}/{key}": value for key, value in of.items()})
 
+    def _quantize(self, model_dir: Path) -> str:
+        """How the weights in `model_dir` are held to be evaluated: of the base as the adapter has it under it."""
+        settled = (self._planned() or {}).get("choice") or {}
+        beneath = model_dir == self.model_dir and settled.get("method") == "lora"
+        return self.spec.train.adapter.quantize if beneath else "none"
+
     def baseline(self, resources: cluster.Resources) -> None:
         self._stage(
             "baseline",
@@ -354,6 +367,7 @@ class Job:
             items,
             gpus=resources.gpus,
             dtype=self.precision(resources)[1],
+            quantize=self._quantize(model_dir),
             cache=self.cache,
             batch_tokens=self.spec.evaluate.batch_tokens,
             ranking=self.spec.evaluate.ranking,
@@ -378,17 +392,18 @@ class Job:
         from ift.evaluate.evaluator import gpus_a_copy, place, store_of
         from ift.evaluate.harness import kept_predictions
 
-        dtype = self.precision(resources)[1]
-        gpus = gpus_a_copy(model_dir, dtype) if resources.gpus else 0
+        dtype, quantize = self.precision(resources)[1], self._quantize(model_dir)
+        gpus = gpus_a_copy(model_dir, dtype, quantize) if resources.gpus else 0
         ask = ray.remote(num_cpus=1, num_gpus=gpus)(kept_predictions)
         found: list[Manifest] = ray.get(
             ask.remote(
-                store_of(self.cache, model_dir, gpus=resources.gpus, dtype=dtype),
+                store_of(self.cache, model_dir, gpus=resources.gpus, dtype=dtype, quantize=quantize),
                 model_dir,
                 self.spec.evaluate.harness,
                 limit=self.spec.evaluate.harness_limit,
                 dtype=dtype,
                 device=place(gpus),
+                quantize=quantize,
             )
         )
         return found
@@ -513,6 +528,7 @@ class Job:
             **follower.totals(),
             "parameters": verified["parameters"],
             "method": "lora" if chosen["adapter"] else "full",
+            "learning_rate": chosen["learning_rate"],
             **({"adapter": asdict(chosen["adapter"])} if chosen["adapter"] else {}),
             **{key: chosen[key] for key in _CHOSEN},
             "precision": job.precision,
@@ -573,7 +589,6 @@ class Job:
             checkpoints=self._checkpoints(),
             candidates_dir=self.folder / "train" / "candidates",
             global_batch=train.global_batch,
-            learning_rate=train.learning_rate,
             schedule=train.schedule,
             warmup=train.warmup,
             weight_decay=train.weight_decay,
@@ -625,6 +640,7 @@ class Job:
         settled = (self._planned() or {}).get("choice")
         if done(self.folder, "train") or (settled and self._within(settled)):
             return
+        from ift.models import adapters
         from ift.models import plan as plans
 
         with self.terminal.stage("plan") as stage:
@@ -633,8 +649,12 @@ class Job:
                 raise plans.refusal(found)
             if found.choice.method == "lora" and found.asked.method is None:
                 stage.note(found.why)
+                adapters.check(self._adapter(), zero_stage=found.choice.zero_stage)
+            if note := self.spec.train.rate_note(found.choice.method):
+                stage.note(note)
             self._settle(found)
-            stage.result(f"{found.choice}: {found.why}")
+            rate = self.spec.train.rate(found.choice.method)
+            stage.result(f"{found.choice}, learning rate {rate:g}: {found.why}")
 
     def _settle(self, plan: Any) -> None:
         storage.write_json(self.folder / "train" / "plan.json", plan.as_json())
@@ -678,8 +698,10 @@ class Job:
     def _choice(self) -> dict[str, Any]:
         """What the plan settled, as the job's fields."""
         choice = (self._planned() or {})["choice"]
-        adapter = self._adapter() if choice["method"] == "lora" else None
-        return {**{key: choice[key] for key in _CHOSEN}, "adapter": adapter}
+        method = choice["method"]
+        adapter = self._adapter() if method == "lora" else None
+        rate = self.spec.train.rate(method)
+        return {**{key: choice[key] for key in _CHOSEN}, "adapter": adapter, "learning_rate": rate}
 
     def _planned_bytes(self) -> int:
         """What the plan counts for a worker: of its GPU, or of its process where there is none."""
@@ -754,7 +776,7 @@ class Job:
         """Predictions while the workers train on: on a GPU that they leave, else on CPUs."""
         from ift.evaluate.evaluator import evaluate, store_of
 
-        dtype = "bfloat16" if spare_gpu else "float32"
+        dtype, quantize = "bfloat16" if spare_gpu else "float32", self._quantize(model_dir)
         return evaluate(
             model_dir,
             items,
@@ -763,10 +785,11 @@ class Job:
             threads=max(1, (os.cpu_count() or 1) // 2),
             batch_tokens=self.spec.evaluate.batch_tokens,
             dtype=dtype,
+            quantize=quantize,
             ranking=self.spec.evaluate.ranking,
             allow_code=self.spec.evaluate.allow_code,
             base=base,
-            store=store_of(self.cache, model_dir, gpus=int(spare_gpu), dtype=dtype),
+            store=store_of(self.cache, model_dir, gpus=int(spare_gpu), dtype=dtype, quantize=quantize),
         )
 
     def register(self, into: Path, summary: Manifest) -> Manifest:

@@ -8,13 +8,14 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from conftest import write_spec
 
 import ift
-from ift.cli import cli
+from ift.cli import cli, main
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -127,9 +128,30 @@ def test_no_room_for_checkpoints(tmp_path: Path, tiny_model: Path) -> None:
     assert "--output DIR" in message
 
 
+def test_of_an_error_that_nobody_foresaw_a_line_is_shown_and_the_rest_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("at https://me:hunter2@host/x")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("ift.merging.merge", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["merge", "adapter", str(tmp_path / "merged")])
+    assert ended.value.code == 1
+    (log,) = tmp_path.glob("ift-*.log")
+    said = capsys.readouterr().err
+    assert said.startswith("error: RuntimeError: at https://")
+    assert said.endswith(f"  next:   the whole error is in {log}\n")
+    assert "Traceback" in log.read_text()
+    assert "hunter2" not in said + log.read_text()
+
+
 def test_the_ui_says_where_it_looked(tmp_path: Path) -> None:
     message = refused(run(tmp_path, "ui"), tmp_path)
     assert f"no tracking database at {tmp_path / 'mlflow.db'}" in message
+    message = refused(run(tmp_path, "ui", MLFLOW_TRACKING_URI="http://mlflow:5000"), tmp_path)
+    assert "http://mlflow:5000 is a server already" in message
 
 
 @pytest.mark.slow

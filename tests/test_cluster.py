@@ -155,3 +155,20 @@ def autoscaling(folder: Path, worker: dict[str, int]) -> Iterator[Callable[[floa
             check=True,
             timeout=300,
         ).stdout.splitlines()
+
+
+@pytest.mark.parametrize("error", [ConnectionError("nobody is there"), ValueError("no such protocol")])
+def test_an_address_that_leads_to_no_cluster_is_named_with_where_it_may_be_from(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(**how: object) -> None:
+        assert how["address"] == "http://head:8265"
+        raise error
+
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    monkeypatch.setattr("ray.init", refuse)
+    with pytest.raises(IftError) as caught, cluster.connect(None, workers=None):
+        pass
+    assert caught.value.what == f"no Ray cluster answers at http://head:8265: {error}"
+    assert "auto, or HOST:6379" in (caught.value.wanted or "")
+    assert "RAY_ADDRESS" in (caught.value.hint or "")

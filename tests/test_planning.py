@@ -299,6 +299,30 @@ def test_a_cluster_is_as_small_as_its_smallest_node_and_as_full_as_its_fullest(
     )
 
 
+def test_a_plan_is_for_the_cluster_that_a_run_would_join(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Joined(Exception):
+        pass
+
+    def connect(address: str, workers: int | None) -> None:
+        raise Joined(address)
+
+    monkeypatch.setattr("ift.cluster.connect", connect)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    with pytest.raises(Joined, match=r"^head:6379$"):
+        planning.show(spec_of(tmp_path, str(tiny_model)), tmp_path / "run")
+
+
+def test_the_learning_rate_stands_beside_the_plan(tmp_path: Path) -> None:
+    for method, rate in (("full", "1e-05"), ("lora", "0.0001")):
+        assert f"learning rate {rate}" in shown(tmp_path, SMOL, [f"train.method={method}"], width=200)
+    small = {"gpus": 1, "gpu_memory": 8.0, "host_memory": 12.0, "width": 300}
+    told = shown(tmp_path, "Qwen/Qwen2.5-1.5B", ["train.learning_rate=2e-5"], **small)
+    assert "learning rate 2e-05" in told
+    assert "the adapter is trained at train.learning_rate 2e-05, as for all weights" in told
+
+
 def test_a_decision_is_what_the_pipeline_asks_for(tiny_model: Path) -> None:
     from ift.models.adapters import Adapter
 

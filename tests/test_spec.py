@@ -75,7 +75,14 @@ def refusal(folder: Path, text: str, *overrides: str) -> str:
         ),
         (
             "train: {learning_rate: 3}\n",
-            "DIR/x.yaml:4: `train.learning_rate` is 3\n  wanted: a number between 0 and 1, such as 1.0e-5",
+            "DIR/x.yaml:4: `train.learning_rate` is 3\n  wanted: auto (1e-5 for all weights, 1e-4 for an adapter) "
+            "or a number between 0 and 1, such as 1.0e-5",
+        ),
+        (
+            "train: {max_steps: 300}\n",
+            "DIR/x.yaml:4: `train`: there is no `max_steps`: training takes whole epochs. `train.epochs` says how "
+            "many, `mixture.size` how many examples one has\n  wanted: a mapping: epochs, global_batch, "
+            "learning_rate, …",
         ),
         (
             "cluster: {workers: some}\n",
@@ -109,6 +116,17 @@ def test_a_task_has_a_name_or_a_file(tmp_path: Path, tasks_: str) -> None:
     assert message.startswith(
         "DIR/x.yaml:3: `tasks.0`: a task is given by one of `name`, `file`, `data`, `cluster` and `mix`"
     )
+
+
+def test_the_learning_rate_goes_by_what_is_trained(tmp_path: Path) -> None:
+    train = load(tmp_path, HEAD).train
+    assert (train.learning_rate, train.rate("full"), train.rate("lora")) == ("auto", 1e-5, 1e-4)
+    assert train.rate_note("lora") is None
+    given = load(tmp_path, HEAD + "train: {learning_rate: 2.0e-5}\n").train
+    assert (given.rate("full"), given.rate("lora"), given.rate_note("full")) == (2e-5, 2e-5, None)
+    assert "at train.learning_rate 2e-05, as for all weights" in (given.rate_note("lora") or "")
+    meant = load(tmp_path, HEAD + "train: {learning_rate: 2.0e-5, method: lora}\n").train
+    assert meant.rate_note("lora") is None
 
 
 def test_overrides(tmp_path: Path) -> None:

@@ -52,6 +52,17 @@ def test_an_adapter_stays_one_under_another_stage(tmp_path: Path, tiny_model: Pa
     assert going_on(tmp_path, tiny_model, "train.zero_stage=3")._choice()["adapter"] is not None
 
 
+def test_the_base_is_measured_as_the_adapter_has_it_under_it(tmp_path: Path, tiny_model: Path) -> None:
+    job = going_on(tmp_path, tiny_model, "train.adapter.quantize=4bit", "train.zero_stage=auto")
+    assert job._quantize(job.model_dir) == "none"  # all weights are trained
+    plan = tmp_path / "run" / "train" / "plan.json"
+    settled = storage.read_json(plan) or {}
+    settled["choice"]["method"] = "lora"
+    storage.write_json(plan, settled)
+    assert job._quantize(job.model_dir) == "4bit"
+    assert job._quantize(tmp_path / "run" / "model") == "none"  # an adapter knows by itself
+
+
 def test_what_is_not_possible_is_refused(tmp_path: Path, tiny_model: Path) -> None:
     going_on(tmp_path, tiny_model)
     with pytest.raises(IftError, match="without a GPU there is nothing to offload from") as caught:

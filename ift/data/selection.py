@@ -8,6 +8,7 @@ Out: a `Selection`: every task once, the tree of mixes over those that are train
 
 import fnmatch
 import glob
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,6 +25,7 @@ from ift.tasks.clusters import CLUSTERS, held_out
 from ift.tasks.task import Task
 
 _ROWS_LOOKED_AT = 100  # of data without a task file
+_MANY_FILES = 10  # of it: so many are likely parts of one data set
 REPLAY = "replay"  # the name of the mix that holds the replayed tasks
 
 
@@ -151,7 +153,11 @@ def _of_data(ref: TaskRef, notes: list[str]) -> list[Task]:
     found = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
     paths = [path for path in map(Path, sorted(found)) if path.is_file()]
     if not paths:
-        raise IftError(f"no data file {pattern}", wanted="a path, or a pattern such as data/*.jsonl")
+        raise IftError(
+            f"no data file {pattern}",
+            wanted="a path, or a pattern such as data/*.jsonl",
+            hint=_if_of_the_hub(Path(pattern)),
+        )
     tasks: list[Task] = []
     empty: list[Path] = []
     for path in paths:
@@ -172,8 +178,9 @@ def _of_data(ref: TaskRef, notes: list[str]) -> list[Task]:
                 hint="a task file that maps the other columns leaves it out knowingly: docs/tasks.md",
             )
         values = {**layouts.values(layout), "source": {"files": str(path.resolve())}}
-        if ref.cluster:
-            values["cluster"] = ref.cluster
+        for key in ("cluster", "license", "metric", "system"):
+            if given := getattr(ref, key):
+                values[key] = given
         name = _name_of(path)
         if twin := next((t for t in tasks if t.name == name), None):
             raise IftError(
@@ -185,7 +192,29 @@ def _of_data(ref: TaskRef, notes: list[str]) -> list[Task]:
     if empty:
         some = ", ".join(path.name for path in empty[:3]) + (", …" if len(empty) > 3 else "")
         notes.append(f"{len(empty)} of {len(paths)} files of {pattern} have no rows and are left out: {some}")
+    if len(tasks) >= _MANY_FILES:
+        notes.append(
+            f"{pattern} is {len(tasks)} tasks, one a file; parts of one data set want a task file with "
+            f"`source: {{files: {Path(pattern).name}}}` (docs/tasks.md)"
+        )
     return tasks
+
+
+def _if_of_the_hub(path: Path) -> str | None:
+    """What to do where `path` was meant as the id of a data set of the hub, such as HuggingFaceH4/no_robots."""
+    name = f"{path.parent.name}/{path.name}"
+    if (
+        path.suffix.lower() in formats.ENDINGS
+        or path.parent.is_dir()
+        or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
+    ):
+        return None
+    own = re.sub(r"\W+", "_", path.name.lower())
+    return (
+        f"a data set of the hub has a task file: `- {{file: {own}.yaml}}` in `tasks`, and in it, where its rows are "
+        f"conversations: {{name: {own}, kind: chat, source: {{hub: {{id: {name}}}}}, "
+        "fields: {messages: {turns: messages}}, max_new_tokens: 512} (docs/tasks.md has it in full)"
+    )
 
 
 def _first_row(path: Path) -> tuple[dict[str, Any], str]:

@@ -70,6 +70,7 @@ def evaluate(
     dtype: str = "float32",
     ranking: str = "length",
     gpus_a_copy: int = 1,
+    quantize: str = "none",
     engine: str = "transformers",
     allow_code: bool = False,
     base: Sequence[Mapping[str, Any]] | None = None,
@@ -79,6 +80,7 @@ def evaluate(
 ) -> list[Prediction]:
     """Predict and grade every item with a Ray Data pool of `actors`, each with a copy of the model on `gpus_a_copy`.
 
+    With `quantize="4bit"` a model's weights are held in 4 bits; an adapter knows by itself how its base is held.
     `engine` writes the answers of generations: transformers, or vllm on GPUs. `base` are the base model's predictions
     of the same items, for the rules that compare with its answers. What `store` has is not computed again, and what
     is computed goes there batch by batch. A prompt over the model's context loses its beginning, and its prediction
@@ -143,6 +145,7 @@ def evaluate(
                 "dtype": dtype,
                 "threads": threads,
                 "gpus": gpus_a_copy if gpus else 0,
+                "quantize": quantize,
                 "engine": name,
             },
             compute=ray.data.ActorPoolStrategy(size=min(actors, len(of_engine))),
@@ -166,6 +169,7 @@ def timed(
     gpus: int,
     dtype: str,
     cache: Path,
+    quantize: str = "none",
     engine: str = "transformers",
     **how: Any,
 ) -> tuple[list[Prediction], list[float]]:
@@ -176,9 +180,10 @@ def timed(
         for i in group:
             seconds[i] = spent / len(group)
 
-    store = store_of(cache, model_dir, gpus=gpus, dtype=dtype, engine=engine)
-    each = gpus_a_copy(model_dir, dtype) if gpus else 1
-    how |= {**pool(gpus, each), "gpus_a_copy": each, "dtype": dtype, "engine": engine, "store": store}
+    store = store_of(cache, model_dir, gpus=gpus, dtype=dtype, quantize=quantize, engine=engine)
+    each = gpus_a_copy(model_dir, dtype, quantize) if gpus else 1
+    how |= {"dtype": dtype, "quantize": quantize, "engine": engine, "store": store}
+    how |= {**pool(gpus, each), "gpus_a_copy": each}
     return evaluate(model_dir, items, took=took, **how), seconds
 
 
@@ -201,12 +206,12 @@ def number_format(precision: str, gpus: int) -> str:
     return {"fp32": "float32", "bf16": "bfloat16"}[asked]
 
 
-def gpus_a_copy(model_dir: Path, dtype: str) -> int:
+def gpus_a_copy(model_dir: Path, dtype: str, quantize: str = "none") -> int:
     """How many GPUs of one node hold the model in `model_dir` for evaluation, with a fifth of them left for its work.
 
     A large one has a GPU of the cluster asked for its memory. Raises `IftError` where no node has as many.
     """
-    weights = _weights(model_dir, dtype)
+    weights = weights_of(model_dir, dtype, quantize)
     if weights <= _SMALL:
         return 1
     import ray
@@ -216,24 +221,24 @@ def gpus_a_copy(model_dir: Path, dtype: str) -> int:
     most = max(node.gpus for node in cluster.nodes_now())
     if each > most:
         raise IftError(
-            f"a model of {weights / storage.GIB:,.0f} GiB in {dtype} needs {each} GPUs of "
-            f"{memory / storage.GIB:,.0f} GiB to be evaluated, and the largest node has {most}",
+            f"a model of {weights / storage.GIB:,.0f} GiB in {'4 bits' if quantize == '4bit' else dtype} "
+            f"needs {each} GPUs of {memory / storage.GIB:,.0f} GiB to be evaluated, and the largest node has {most}",
             wanted="a node that holds the model",
             hint="nodes with more or larger GPUs",
         )
     return each
 
 
-def _weights(model_dir: Path, dtype: str) -> float:
-    """Bytes of the model's weights in `dtype`. With an adapter's those of its base are counted, which may be 4 bits."""
+def weights_of(model_dir: Path, dtype: str, quantize: str = "none") -> float:
+    """Bytes of the model's weights in `dtype`, or in 4 bits. With an adapter's those of its base are counted."""
     from ift.models import adapters, base
 
     each = 2 if dtype == "bfloat16" else 4
-    weights = base.parameter_count(model_dir) * each
+    count = base.parameter_count(model_dir)
     if not base.is_adapter(model_dir):
-        return weights
+        return count * (_QUANTISED if quantize == "4bit" else each)
     of_base = _QUANTISED if (model_dir / adapters.QUANTIZED).is_file() else each
-    return weights + base.parameter_count(adapters.base_of(model_dir)) * of_base
+    return count * each + base.parameter_count(adapters.base_of(model_dir)) * of_base
 
 
 def _gpu_memory() -> int:
@@ -254,7 +259,15 @@ def pool(gpus: int, each: int = 1) -> dict[str, int]:
     return {"actors": actors, "gpus": gpus, "threads": max(1, cores // actors)}
 
 
-def store_of(cache: Path, model_dir: Path, *, gpus: int, dtype: str, engine: str = "transformers") -> Store:
+def store_of(
+    cache: Path,
+    model_dir: Path,
+    *,
+    gpus: int,
+    dtype: str,
+    quantize: str = "none",
+    engine: str = "transformers",
+) -> Store:
     """Where predictions of the model in `model_dir`, run in this way, are kept."""
     from importlib import metadata
 
@@ -263,6 +276,8 @@ def store_of(cache: Path, model_dir: Path, *, gpus: int, dtype: str, engine: str
     device = "gpu" if gpus else f"cpu, {pool(0)['threads']} threads"
     if engine == "vllm":
         device += f", vllm {metadata.version('vllm')}"
+    if quantize != "none":
+        device += f", weights of {quantize}"
     return Store(cache, model=digest(model_dir), dtype=dtype, device=device)
 
 
@@ -327,7 +342,13 @@ class Predictor:
     """One actor of the pool: a model, a tokenizer, and batches of items; with vllm, of generations only."""
 
     def __init__(
-        self, model_dir: str, dtype: str, threads: int, gpus: int, engine: str = "transformers"
+        self,
+        model_dir: str,
+        dtype: str,
+        threads: int,
+        gpus: int,
+        quantize: str = "none",
+        engine: str = "transformers",
     ) -> None:
         import torch
 
@@ -342,7 +363,7 @@ class Predictor:
                 False,
             )
             return
-        self.model = load_model(Path(model_dir), dtype=dtype, device=place(gpus))
+        self.model = load_model(Path(model_dir), dtype=dtype, device=place(gpus), quantize=quantize)
         self.answer, self.encoder_decoder = (
             partial(generate, self.model),
             self.model.config.is_encoder_decoder,

@@ -46,6 +46,7 @@ def harness_predictions(
     limit: int | None,
     dtype: str,
     device: str,
+    quantize: str = "none",
     shots: int = 0,
     batch_size: int = 16,
     include: Path | None = None,
@@ -58,7 +59,7 @@ def harness_predictions(
     from ift.models import base
 
     model = HFLM(
-        pretrained=base.load_model(model_dir, dtype=dtype, device=device),
+        pretrained=base.load_model(model_dir, dtype=dtype, device=device, quantize=quantize),
         tokenizer=base.load_tokenizer(model_dir),
         batch_size=batch_size,
     )
@@ -91,7 +92,7 @@ def kept_predictions(
     """`harness_predictions`, task by task; what `store` has is not asked again."""
     found: list[Prediction] = []
     # where it runs, the store's own address says
-    decides = {key: str(value) for key, value in how.items() if key not in ("dtype", "device")}
+    decides = {key: str(value) for key, value in how.items() if key not in ("dtype", "device", "quantize")}
     for name in names:
         asked = [{"harness": name, "version": metadata.version("lm-eval"), "limit": limit, **decides}]
         kept = store.get(asked)

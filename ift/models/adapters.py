@@ -96,7 +96,7 @@ def quantized(dtype: str, device: str) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
-    return {"quantization_config": config, "device_map": {"": device}}
+    return {"quantization_config": config, "device_map": device if device == "auto" else {"": device}}
 
 
 def attach(model: Any, adapter: Adapter, *, seed: int) -> Any:

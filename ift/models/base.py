@@ -370,14 +370,16 @@ def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu", qua
     # sdpa, or eager where the model has none, whatever its config.json says
     config._attn_implementation = None
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    placed: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
+    if quantize == "4bit":
+        placed = adapters.quantized(dtype, device)
     model, loaded = kind.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
         config=config,
         output_loading_info=True,
         **remote_code.options(folder),
-        **({"device_map": "auto"} if device == "auto" else {}),
-        **(adapters.quantized(dtype, device) if quantize == "4bit" else {}),
+        **placed,
     )
     if missing := sorted(loaded["missing_keys"]):
         raise IftError(
@@ -385,8 +387,8 @@ def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu", qua
             wanted="all of them; transformers would make them up at random",
             hint="fetch or save the model again",
         )
-    # a model born partitioned under ZeRO-3 must stay where it is, and on the CPU it is already
-    return (model if device in ("cpu", "auto") else model.to(device)).eval()
+    # a model born partitioned under ZeRO-3 must stay where it is, and on the CPU or in 4 bits it is there already
+    return (model if device in ("cpu", "auto") or quantize == "4bit" else model.to(device)).eval()
 
 
 def _quiet_transformers() -> None:

@@ -202,7 +202,9 @@ class Task(Strict):
     kind: Kind = Field(description="classification, multiple_choice, generation, labelling, chat or text")
     description: str = Field("", description="one sentence")
     cluster: str = Field("miscellaneous", description="the family of tasks it belongs to, such as sentiment")
-    license: str = Field(description="the licence of the data; `unstated` if its authors state none")
+    license: str = Field(
+        "unstated", description="the licence of the data; `unstated` if its authors state none"
+    )
     language: str = Field("en", description="a language code such as en")
     shadows: bool = Field(False, description="true or false: stands in for the library task of the same name")
     source: Source = Field(description="a mapping: hub, package, mlflow or files")
@@ -644,7 +646,7 @@ def load(name: str | None = None, file: str | None = None, folders: Sequence[str
         raise IftError(
             f"no task `{name}` in the library"
             + (f" or in {', '.join(map(str, folders))}" if folders else ""),
-            wanted=f"one of {few}, or {{file: my_task.yaml}}",
+            wanted=f"one of {few}, or the path of a task file, in a spec as {{file: my_task.yaml}}",
             hint=nearest(str(name), known),
         )
     task = _read(path)

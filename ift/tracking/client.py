@@ -17,7 +17,7 @@ import socket
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -128,6 +128,16 @@ def resolve_uri(uri: str, base: Path) -> str:
         return uri
     absolute = Path(os.path.abspath(base / Path(path).expanduser()))
     return f"{parts.scheme}:///{absolute}" + (f"?{parts.query}" if parts.query else "")
+
+
+def elsewhere(uri: str) -> str | None:
+    """What MLFLOW_TRACKING_URI says where that is another place than a run's `uri`; else None."""
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    if not named:
+        return None
+    with suppress(IftError):
+        named = resolve_uri(named, Path.cwd())
+    return None if named.rstrip("/") == uri.rstrip("/") else without_secrets(named)
 
 
 def existing_uri(uri: str, base: Path) -> str:

@@ -141,6 +141,34 @@ def test_other_columns_need_a_task_file(tmp_path: Path) -> None:
     )
 
 
+def test_what_a_task_file_would_say_may_stand_beside_the_data(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", {"prompt": "Hi", "completion": "Hello"}).data
+    task = chosen(TaskRef(data=path)).tasks["mine"]
+    assert (task.license, task.metric, task.system) == ("unstated", "rouge_l", "")
+    ref = TaskRef(data=path, license="our own", metric="exact_match", system="Be brief.")
+    task = chosen(ref).tasks["mine"]
+    assert (task.license, task.metric, task.system) == ("our own", "exact_match", "Be brief.")
+    with pytest.raises(ValueError, match="`license` goes with `data`"):
+        TaskRef(name="trec", license="MIT")
+
+
+def test_a_data_set_of_the_hub_is_told_apart_from_a_file(tmp_path: Path) -> None:
+    message = refusal(TaskRef(data=str(tmp_path / "HuggingFaceH4" / "ultrachat_200k")))
+    assert "{file: ultrachat_200k.yaml}" in message
+    assert "source: {hub: {id: HuggingFaceH4/ultrachat_200k}}" in message
+    assert "of the hub has" not in refusal(TaskRef(data=str(tmp_path / "rows" / "mine.jsonl")))
+    assert "of the hub has" not in refusal(TaskRef(data=str(tmp_path / "mine")))
+
+
+def test_many_parts_of_one_data_set_are_told_of(tmp_path: Path) -> None:
+    for number in range(10):
+        write(tmp_path / f"part-{number}.jsonl", {"prompt": "Hi", "completion": f"{number}"})
+    (note,) = chosen(TaskRef(data=str(tmp_path / "part-*.jsonl"))).notes
+    assert "is 10 tasks, one a file; parts of one data set want a task file with" in note
+    (tmp_path / "part-9.jsonl").unlink()
+    assert not chosen(TaskRef(data=str(tmp_path / "part-*.jsonl"))).notes
+
+
 # --- held out
 
 

@@ -407,6 +407,21 @@ def test_an_adapter_takes_the_room_of_its_base(
     assert evaluator.gpus_a_copy(adapter, "bfloat16") == wanted
 
 
+@pytest.mark.parametrize(("quantize", "wanted"), [("none", 3), ("4bit", 1)])
+def test_a_base_of_4_bits_takes_the_room_of_4_bits(
+    quantize: str, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large(monkeypatch, 141, 8)
+    assert evaluator.gpus_a_copy(Path("model"), "bfloat16", quantize) == wanted
+
+
+def test_what_a_base_of_4_bits_answers_is_kept_apart(tmp_path: Path, tiny_model: Path) -> None:
+    def folder(**how: Any) -> Path:
+        return evaluator.store_of(tmp_path, tiny_model, gpus=1, dtype="bfloat16", **how).folder
+
+    assert folder() == folder(quantize="none") != folder(quantize="4bit")
+
+
 def test_what_is_too_much_for_the_memory_goes_in_halves(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

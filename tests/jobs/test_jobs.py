@@ -22,7 +22,7 @@ from ift import spec as specs
 from ift.data import mixture
 from ift.data.selection import select
 from ift.models.adapters import Adapter
-from ift.models.plan import Choice
+from ift.models.plan import Plan
 from ift.tasks import probes
 from ift.tasks import task as tasks
 
@@ -48,11 +48,11 @@ MACHINES: dict[str, tuple[int, float | None, int, float]] = {
     "dialogsum-lora": (1, 8, 1, 8),
     "domain-adaptation": (1, 24, 1, 16),
     "flan-mixture": (8, 80, 1, 64),
-    "forgetting": (0, None, 1, 24),
+    "forgetting": (0, None, 1, 16),
     "llama-70b-zero3-offload": (16, 80, 2, 1800),
     "llama-8b-zero3-2x8": (16, 80, 2, 128),
-    "mixture": (0, None, 1, 24),
-    "quickstart": (0, None, 1, 24),
+    "mixture": (0, None, 1, 16),
+    "quickstart": (0, None, 1, 16),
     "qwen-lora-1gpu": (1, 24, 1, 32),
     "samsum-flan-t5": (1, 16, 1, 16),
 }
@@ -97,15 +97,47 @@ def test_a_job_says_what_it_needs_and_how_it_is_run(path: Path) -> None:
 
 @every_job
 def test_a_job_fits_the_machine_that_it_names(path: Path) -> None:
-    choice = planned(specs.load(path), *MACHINES[path.stem])
+    plan = planned(specs.load(path), *MACHINES[path.stem])
+    choice = plan.choice
     assert choice is not None
+    memory, head = plan.of(choice).memory, path.read_text(encoding="utf-8").partition("name:")[0]
+    assert memory is not None
+    if MACHINES[path.stem][0] == 0:
+        assert "two cores, 16 GiB of memory" in head
+    else:
+        said = re.search(r"`ift plan` says ([\d.,]+\d)(?: and ([\d,]+\d))?", head)
+        assert said is not None
+        for number, planned_bytes in zip(said.groups(), (memory.worker_bytes, memory.node), strict=True):
+            if number:
+                assert float(number.replace(",", "")) == pytest.approx(planned_bytes / storage.GIB, rel=0.03)
     assert choice.method == ("lora" if "lora" in path.stem else "full")
     if "zero3" in path.stem:
         assert choice.zero_stage == 3
         assert (choice.offload == "optimizer") == ("offload" in path.stem)
 
 
-def planned(spec: specs.Spec, gpus: int, memory: float | None, nodes: int, host: float) -> Choice | None:
+@pytest.mark.parametrize(
+    ("name", "override", "machine", "said"),
+    [
+        ("flan-mixture", "train.method=full", (1, 40, 1, 64), r"one of 40 \(([\d.]+)\)"),
+        ("qwen-lora-1gpu", "train.adapter.quantize=4bit", (1, 16, 1, 32), None),
+    ],
+)
+def test_a_job_fits_the_smaller_machine_too(
+    name: str, override: str, machine: tuple[int, float, int, float], said: str | None
+) -> None:
+    path = HOUSE / "jobs" / f"{name}.yaml"
+    plan = planned(specs.load(path, [override]), *machine)
+    assert plan.choice is not None
+    memory = plan.of(plan.choice).memory
+    assert memory is not None
+    if said:
+        number = re.search(said, path.read_text(encoding="utf-8"))
+        assert number is not None
+        assert float(number[1]) == pytest.approx(memory.worker_bytes / storage.GIB, rel=0.03)
+
+
+def planned(spec: specs.Spec, gpus: int, memory: float | None, nodes: int, host: float) -> Plan:
     source = spec.model.source
     if source.startswith("package:"):
         source = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the same shape, in the table
@@ -129,7 +161,7 @@ def planned(spec: specs.Spec, gpus: int, memory: float | None, nodes: int, host:
         precision="bf16" if gpus else "fp32",
     )
     assert words.startswith("ift's table of common models")
-    return found.choice
+    return found
 
 
 def test_flan_is_large_and_holds_a_family_out() -> None:

@@ -45,7 +45,8 @@ def test_an_unknown_name_brings_the_nearest() -> None:
         tasks.load("rotten_tomatos")
     assert str(caught.value) == (
         "no task `rotten_tomatos` in the library\n"
-        f"  wanted: one of the {len(tasks.library())} that `ift tasks list` shows, or {{file: my_task.yaml}}\n"
+        f"  wanted: one of the {len(tasks.library())} that `ift tasks list` shows, "
+        "or the path of a task file, in a spec as {file: my_task.yaml}\n"
         "  next:   did you mean `rotten_tomatoes`?"
     )
 

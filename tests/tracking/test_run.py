@@ -17,7 +17,7 @@ import pytest
 from servers import MlflowServer, free_port, mlflow_server, until
 
 from ift.errors import IftError
-from ift.tracking.client import mlflow_client, patience, resolve_uri
+from ift.tracking.client import elsewhere, mlflow_client, patience, resolve_uri
 from ift.tracking.outbox import Outbox
 from ift.tracking.run import Tracker
 from ift.tracking.values import flatten
@@ -496,6 +496,21 @@ def test_a_server_that_is_killed_in_mid_run_and_a_run_that_ends_before_it_is_bac
 
 
 # Small parts
+
+
+def test_another_server_than_the_specs_is_told_of(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    own = f"sqlite:///{tmp_path}/mlflow.db"
+    assert elsewhere(own) is None
+    for named in ("sqlite:///mlflow.db", own):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", named)
+        assert elsewhere(own) is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000/")
+    assert elsewhere("http://mlflow:5000") is None
+    assert elsewhere(own) == "http://mlflow:5000/"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@mlflow:5000")
+    assert "hunter2" not in elsewhere(own)
 
 
 def test_resolve_uri_makes_a_relative_database_absolute(tmp_path):

@@ -25,8 +25,9 @@ from ift.data.formats.rows import Bad, Empty, Row
 from ift.data.formats.text import PACKED, TABLES, TEXT, read_text
 from ift.errors import IftError
 
-__all__ = ["WANTED", "Bad", "Empty", "Row", "no_file", "read"]
+__all__ = ["ENDINGS", "WANTED", "Bad", "Empty", "Row", "no_file", "read"]
 
+ENDINGS = (*TEXT, *ARROW, *PACKED)
 WANTED = "a .jsonl, .json, .csv, .tsv, .txt, .conll, .bio, .yml, .parquet or .arrow file"
 
 
