@@ -129,8 +129,9 @@ def _all_refs(spec: Spec) -> Iterator[TaskRef]:
             yield from each(ref.tasks)
 
     yield from each(spec.tasks)
-    if spec.mixture.replay:
-        yield from each(spec.mixture.replay.tasks)
+    for section in (spec.mixture, spec.forgetting):
+        if section.replay:
+            yield from each(section.replay.tasks)
 
 
 def _own_tasks(spec: Spec) -> dict[Path, tuple[Task, bool]]:
@@ -171,7 +172,8 @@ def _require_sent(written: Spec, spec: Spec, path: Path, added: set[Path]) -> No
         if ref.data and not _reachable(ref.data, path.resolve().parent, added):
             raise IftError(
                 f"`tasks` reads {ref.data}, relative to the spec, and data is not sent",
-                wanted=_SHARED,
+                wanted="an absolute path that all nodes see, or --add FILE for a small one",
+                hint="what is in S3 is named by a task file: `source: {files: s3://BUCKET/…}`",
                 where=str(path),
             )
     source = written.model.source

@@ -232,7 +232,7 @@ def _other(spec: Spec, folder: Path, terminal: Terminal, way: str) -> Job:
             terminal.note(note)
         changed["train"] = spec.train.model_copy(update={"method": "lora"})
     else:
-        changed["mixture"] = spec.mixture.model_copy(update={"replay": spec.forgetting.replay})
+        changed["mixture"] = spec.second_mixture
     other = spec.model_copy(update=changed)
     return Job(claim(folder, other), folder, terminal, header=False)
 

@@ -129,6 +129,11 @@ class TaskRef(Strict):
                 raise ValueError(f"`{key}` goes with `data`; elsewhere the task's file says it")
         if self.templates and not (self.name or self.file):
             raise ValueError("`templates` goes with `name` or `file`")
+        if "://" in (self.data or ""):
+            raise ValueError(
+                f"`data` is a path, and {self.data} is none: what is in S3 is named by `source: {{files: …}}` of a "
+                "task file"
+            )
         if self.temperature != 1 and self.rule != "temperature":
             raise ValueError("`temperature` goes with `rule: temperature`")
         for key in ("tasks", "rule", "cap", "temperature"):
@@ -566,6 +571,21 @@ class Spec(Strict):
         return _named(value)
 
     @property
+    def second_mixture(self) -> MixtureSpec | None:
+        """The mixture of the run that follows one that forgot too much, where `on_breach` asks for replay."""
+        replay = self.forgetting.replay
+        return self.mixture.model_copy(update={"replay": replay}) if replay else None
+
+    def tasks_as(self, changed: Callable[[Sequence[TaskRef]], tuple[TaskRef, ...]]) -> "Spec":
+        """This spec with each of its lists of tasks, those that are replayed too, as `changed` gives them back."""
+        update: dict[str, Any] = {"tasks": changed(self.tasks)}
+        for name, section in (("mixture", self.mixture), ("forgetting", self.forgetting)):
+            if section.replay:
+                replay = section.replay.model_copy(update={"tasks": changed(section.replay.tasks)})
+                update[name] = section.model_copy(update={"replay": replay})
+        return self.model_copy(update=update)
+
+    @property
     def experiment(self) -> str:
         return self.tracking.experiment or self.name
 
@@ -609,19 +629,13 @@ def _put(value: dict[str, Any], keys: list[str], new: Any, override: str) -> Non
 
 def resolve_paths(spec: Spec, folder: Path) -> Spec:
     """`spec` with its task files made absolute, so that it means the same from any directory."""
-    mixture = spec.mixture
-    if mixture.replay:
-        replayed = mixture.replay.model_copy(update={"tasks": _absolute(mixture.replay.tasks, folder)})
-        mixture = mixture.model_copy(update={"replay": replayed})
     source = spec.model.source
     if source.startswith((".", "~")) or (folder / source).is_dir():
         path = Path(source).expanduser()
         source = str(path if path.is_absolute() else (folder / path).resolve())
-    return spec.model_copy(
+    return spec.tasks_as(lambda refs: _absolute(refs, folder)).model_copy(
         update={
-            "tasks": _absolute(spec.tasks, folder),
             "task_folders": tuple(_absolute_path(path, folder) for path in spec.task_folders),
-            "mixture": mixture,
             "model": spec.model.model_copy(update={"source": source}),
         }
     )
@@ -646,10 +660,7 @@ def _absolute_path(path: str, folder: Path) -> str:
 
 def dump(spec: Spec) -> str:
     """The resolved spec as YAML: every default filled in. Reading it back gives the same spec."""
-    value = spec.model_dump(by_alias=True, mode="json", exclude_none=True)
-    value["tasks"] = _written(spec.tasks)
-    if spec.mixture.replay:
-        value["mixture"]["replay"]["tasks"] = _written(spec.mixture.replay.tasks)
+    value = _plain(spec)
     value["data"]["split"] = {k: int(v) if v > 1 or v == 0 else v for k, v in value["data"]["split"].items()}
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
     return text
@@ -666,14 +677,27 @@ def moved(spec: Spec, place: Callable[[str], str]) -> str:
             for ref in refs
         )
 
-    value = spec.model_dump(by_alias=True, mode="json", exclude_unset=True)
-    value["tasks"] = _written(everywhere(spec.tasks))
-    if spec.mixture.replay:
-        value["mixture"]["replay"]["tasks"] = _written(everywhere(spec.mixture.replay.tasks))
+    value = _plain(spec.tasks_as(everywhere), given=True)
     if spec.task_folders:
         value["task_folders"] = [place(folder) for folder in spec.task_folders]
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
     return text
+
+
+def _plain(section: Strict, *, given: bool = False) -> dict[str, Any]:
+    """A section as a file has it: all but what is null by default, or (`given`) what the user said."""
+    plain = section.model_dump(by_alias=True, mode="json", exclude_unset=given)
+    for name, field in type(section).model_fields.items():
+        key, value = field.alias or name, getattr(section, name)
+        if key not in plain:
+            continue
+        if isinstance(value, Strict):
+            plain[key] = _plain(value, given=given)
+        elif isinstance(value, tuple) and value and isinstance(value[0], TaskRef):
+            plain[key] = _written(value)
+        elif value is None and field.default is None and not given:
+            del plain[key]
+    return plain
 
 
 def _written(refs: Sequence[TaskRef]) -> list[Any]:

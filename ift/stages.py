@@ -73,6 +73,8 @@ class Job:
         )
         self.cache = storage.cache_dir()
         self.selection = selection.select(spec.tasks, spec.mixture, folders=spec.task_folders)
+        if spec.second_mixture:  # a mistake in what it replays is not to come out behind the first training
+            selection.select(spec.tasks, spec.second_mixture, folders=spec.task_folders)
         self.probes = probes.asked(spec.evaluate.probes)
         self.memory = PeakMemory()
         if header:
@@ -938,7 +940,10 @@ def _left_out(manifest: Manifest, folder: Path) -> list[str]:
             f"Each with the reason: {folder / 'dropped.jsonl'}"
         )
     if manifest["cut"]:
-        notes.append(f"{manifest['cut']:,} prompts over data.max_length lost their beginning (data.too_long)")
+        notes.append(
+            f"{manifest['cut']:,} instructions over data.max_length were shortened: of a prompt the beginning is lost "
+            "(data.too_long), of a conversation the end"
+        )
     return notes
 
 

@@ -102,7 +102,7 @@ def value_digest(value: Any) -> str:
 
 
 def code_digest(house: Path, sections: Iterable[str], libraries: Iterable[str]) -> str:
-    """A digest of the Python files in these folders of `house`, and of the versions of these libraries.
+    """A digest of the Python files in these folders of `house`, or of these files, and of these libraries' versions.
 
     What such code makes is kept under it: a change to the code makes everything anew.
     """
@@ -111,7 +111,8 @@ def code_digest(house: Path, sections: Iterable[str], libraries: Iterable[str]) 
     for library in libraries:
         digest.update(f"{library} {metadata.version(library)}\n".encode())
     for section in sections:
-        for path in sorted((house / section).rglob("*.py")):
+        place = house / section
+        for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
             name = path.relative_to(house)
             if "library" not in name.parts:  # hooks of tasks: they count with their task
                 digest.update(f"{name}\n".encode() + path.read_bytes())

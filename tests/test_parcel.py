@@ -73,6 +73,21 @@ def test_folders_of_tasks_go_along(spec: Path, tmp_path: Path) -> None:
     assert specs.load(sent(found, tmp_path / "there")).task_folders == (str(tmp_path / "there/job/own"),)
 
 
+def test_what_a_second_run_replays_goes_along(spec: Path, tmp_path: Path) -> None:
+    other = tmp_path / "general.yaml"
+    other.write_text((tmp_path / "films.yaml").read_text().replace("name: films", "name: general"))
+    replay = {"share": 0.05, "tasks": [{"file": "general.yaml"}]}
+    value = yaml.safe_load(spec.read_text())
+    spec.write_text(
+        yaml.safe_dump({**value, "forgetting": {"on_breach": "replay", "replay": replay, "max_drop": 0.2}})
+    )
+    found = pack(spec, [], add=[])
+    assert set(found.files) == {"job/films.yaml", "job/general.yaml"}
+    second = specs.load(sent(found, tmp_path / "there")).forgetting.replay
+    assert second
+    assert second.tasks[0].file == str(tmp_path / "there" / "job" / "general.yaml")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -189,6 +189,32 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert load(tmp_path, text.format("/a/m")).model.source == "/a/m"
 
 
+def test_what_a_second_run_replays_is_relative_to_the_file_too(tmp_path: Path) -> None:
+    replay = "replay: {share: 0.05, tasks: [{file: my/t.yaml}]}"
+    spec = load(tmp_path, HEAD + f"mixture: {{{replay}}}\nforgetting: {{on_breach: replay, {replay}}}\n")
+    assert spec.mixture.replay
+    assert spec.second_mixture
+    assert spec.second_mixture.replay
+    for found in (spec.mixture.replay, spec.second_mixture.replay):
+        assert found.tasks[0].file == str(tmp_path / "my/t.yaml")
+
+
+def test_never_is_written_down_and_read_back(tmp_path: Path) -> None:
+    spec = load(tmp_path, HEAD + "train: {checkpoint_minutes: null}\n")
+    again = load(tmp_path, specs.dump(spec))
+    assert (spec.train.checkpoint_minutes, again.train.checkpoint_minutes) == (None, None)
+    assert again == spec
+    assert load(tmp_path, specs.moved(spec, str)) == spec
+
+
+def test_data_in_s3_is_sent_to_a_task_file(tmp_path: Path) -> None:
+    text = HEAD.replace("rotten_tomatoes", "{data: 's3://b/x.jsonl'}")
+    assert refusal(tmp_path, text).startswith(
+        "DIR/x.yaml:3: `tasks.0`: `data` is a path, and s3://b/x.jsonl is none: what is in S3 is named by "
+        "`source: {files: …}` of a task file"
+    )
+
+
 def test_names_default_to_the_runs(tmp_path: Path) -> None:
     spec = load(tmp_path, HEAD)
     assert (spec.experiment, spec.registered_name) == ("x", "x")
@@ -219,6 +245,19 @@ counts = st.integers(1, 10**6)
 shares = st.floats(0, 1, exclude_min=True, exclude_max=True)
 # without control characters: PyYAML writes U+0085 so that it reads back as a space
 names = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=8)
+replays = st.sampled_from(
+    [
+        specs.Replay(share=0.05, tasks=(TaskRef(name="alpaca"),)),
+        specs.Replay(
+            share=0.1,
+            rule="fixed",
+            tasks=(
+                TaskRef(file="/tasks/c.yaml", weight=2),
+                TaskRef(mix="m", tasks=(TaskRef(name="dolly"),), weight=1),
+            ),
+        ),
+    ]
+)
 sections = st.fixed_dictionaries(
     {},
     optional={
@@ -244,6 +283,7 @@ sections = st.fixed_dictionaries(
                 "schedule": st.sampled_from(["cosine", "linear", "constant"]),
                 "zero_stage": st.integers(0, 3),
                 "checkpoint_steps": st.none() | counts,
+                "checkpoint_minutes": st.none() | st.floats(1, 100),
             },
         ),
         "evaluate": st.fixed_dictionaries(
@@ -251,6 +291,7 @@ sections = st.fixed_dictionaries(
         ),
         "tracking": st.fixed_dictionaries({"uri": names, "register": st.none() | names}),
         "cluster": st.fixed_dictionaries({"workers": st.just("auto") | counts}),
+        "forgetting": st.fixed_dictionaries({"on_breach": st.just("replay"), "replay": replays}),
         "seed": st.integers(0, 2**32 - 1),
     },
 )

@@ -43,6 +43,14 @@ def test_another_stage_is_planned_for_while_a_run_trains(tmp_path: Path, tiny_mo
     assert (then["zero_stage"], then["micro_batch"]) == (3, 1)
 
 
+def test_a_mistake_in_what_a_second_run_replays_is_found_before_the_first(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    replay = "forgetting={on_breach: replay, replay: {share: 0.05, tasks: [rotten_tomatos]}}"
+    with pytest.raises(IftError, match="no task `rotten_tomatos` in the library"):
+        going_on(tmp_path, tiny_model, replay)
+
+
 def test_an_adapter_stays_one_under_another_stage(tmp_path: Path, tiny_model: Path) -> None:
     going_on(tmp_path, tiny_model)
     plan = tmp_path / "run" / "train" / "plan.json"

@@ -10,6 +10,7 @@ Out: a folder that is whole, or not there.
 A process may be killed at any time: what it left half done has another name and is never taken for a whole.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -23,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from ift import storage
+from ift.errors import IftError
 
 _HOUSE = Path(__file__).resolve().parents[1]
-_DECIDES = ("prompts", "tasks", "data")  # the sections whose code decides what an example and its tokens are
+# the code that decides what an example and its tokens are
+_DECIDES = ("prompts", "tasks", "data", "models/base.py")
 _LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow", "numpy")
 _PART = ".part-"
 _STALE = 24 * 3600  # seconds after which an unfinished folder is nobody's any more
@@ -47,6 +50,15 @@ def digest_of(path: Path) -> str:
     """A digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_damaged(path: Path, error: Exception) -> None:
+    """Raise `IftError` where what lies at `path` may be whole and has to stay: a disk may fail for a moment."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+        raise IftError(
+            f"{path} cannot be read: {os.strerror(error.errno)}",
+            hint="see that the cache (IFT_CACHE) can be read; run again",
+        ) from error
 
 
 @contextmanager

@@ -35,8 +35,10 @@ from numpy.typing import NDArray
 from ift import storage
 from ift.data import cache as caches
 from ift.data import duplicates, formats, shingles
+from ift.data.formats.rows import TOO_DEEP, checked
 from ift.data.quarantine import Quarantine, Tally
 from ift.data.sources import Progress, Status, files_of, unheard
+from ift.errors import IftError
 from ift.tasks.fields import as_text, get
 from ift.tasks.task import SPLITS, Example, Skip, Task
 
@@ -44,6 +46,7 @@ _BATCH = 2000  # examples whose words are looked at together
 _AHEAD = 4  # batches that wait for it
 _NONE = -1
 _DIGIT, _SIGNS = re.compile(r"\d"), re.compile(r"[-/*.,:;%()\[\]{}'!&\\]")
+_SUSPECT = re.compile(rb"\\u0000|\xed[\xa0-\xbf]")  # a NUL, half of a surrogate pair
 _REASONS = 1000  # that are told apart in a summary
 
 
@@ -183,7 +186,8 @@ def examples_of(
     folder = caches.address(cache, "examples", task.name, task.identity, inputs)
     try:
         return _opened(task.name, folder, inputs, files.commit)
-    except (OSError, KeyError, ValueError, BadZipFile):  # not there, or damaged since
+    except (OSError, EOFError, KeyError, ValueError, BadZipFile) as error:  # not there, or damaged since
+        caches.require_damaged(folder, error)
         shutil.rmtree(folder, ignore_errors=True)
     status(f"reading the rows of {task.name}")
     with caches.made(folder) as making:
@@ -196,6 +200,9 @@ def _opened(task: str, folder: Path, inputs: list[dict[str, str | None]], commit
     with np.load(folder / "index.npz") as index:
         arrays = {name: index[name] for name in index.files}
     own = {name: arrays.pop(name) for name in ("ids", "starts", "lengths", "labels")}
+    ends = own["starts"] + own["lengths"]
+    if (folder / "examples.jsonl").stat().st_size < ends.max(initial=0):
+        raise ValueError(f"{folder} has lost the end of its examples")
     return Examples(
         task,
         Lookup(folder, **own, label_names=tuple(meta["label_names"])),
@@ -269,13 +276,12 @@ def _write(
         (folder / "examples.jsonl").open("wb") as file,
     ):
         for number, (split, path) in enumerate(paths):
-            siblings = [other for of, other in paths if of == split]
             try:
                 for row in formats.read(path, task.source.columns):
                     example = example_of(task, row)
                     if example is None:
                         continue
-                    line = _line(example, row) if isinstance(example, Example) else example
+                    line = _line(task, example, row) if isinstance(example, Example) else example
                     if isinstance(line, formats.Bad) or isinstance(example, formats.Bad):
                         bad = line if isinstance(line, formats.Bad) else example
                         assert isinstance(bad, formats.Bad)
@@ -298,23 +304,33 @@ def _write(
                         _NONE if split is None else SPLITS.index(split),
                         number,
                         row.line,
-                        group_of(task, row),
+                        _number_of(example.group),
                     )
                     start += len(line)
                     if counting and len(index.columns["ids"]) % _BATCH == 0:
                         counting(len(index.columns["ids"]), None)
             except formats.Empty:
                 empty.append(str(path))
+                siblings = [other for of, other in paths if of == split]
                 if len(siblings) == sum(str(other) in empty for other in siblings):
                     raise
-    _finish(task, index.arrays(), labels, [str(path) for _, path in paths], quarantine.tally, empty, folder)
+    arrays = index.arrays()
+    if task.group and len(arrays["groups"]) and not arrays["groups"].any():
+        raise IftError(
+            f"no row of `{task.name}` has anything in `{task.group}`, its `group`",
+            wanted="a column that says which rows belong together",
+            where=str(task.path),
+        )
+    _finish(task, arrays, labels, [str(path) for _, path in paths], quarantine.tally, empty, folder)
 
 
-def _line(example: Example, row: formats.Row | formats.Bad) -> bytes | formats.Bad:
-    try:
-        return json.dumps(example.fields, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # a hook can make what no file may hold
-        return formats.Bad(row.line, "a field holds half of a character (a lone surrogate)", "")
+def _line(task: Task, example: Example, row: formats.Row | formats.Bad) -> bytes | formats.Bad:
+    """An example's fields in JSON. A hook, and JSON in a text, may bring what no file may hold, such as NUL."""
+    line = json.dumps(example.fields, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+    if task.hook or _SUSPECT.search(line):
+        found = checked(formats.Row(row.line, example.fields, row.item))
+        return found if isinstance(found, formats.Bad) else line
+    return line
 
 
 def _finish(
@@ -365,6 +381,8 @@ def example_of(task: Task, row: formats.Row | formats.Bad) -> Example | formats.
         return None
     except ValueError as error:
         return formats.Bad(row.line, str(error), str(row.values)[:500], row.item)
+    except RecursionError:  # what a hook made of it
+        return formats.Bad(row.line, f"it {TOO_DEEP}", str(row.values)[:500], row.item)
 
 
 def texts_of(value: Any) -> list[str]:
@@ -392,12 +410,8 @@ def contents_of(rows: Sequence[Sequence[str]]) -> tuple[NDArray[np.uint64], shin
     return contents, found
 
 
-def group_of(task: Task, row: formats.Row | formats.Bad) -> int:
+def _number_of(group: str | None) -> int:
     """A number for what the task's `group` column holds: equal for equal values, 0 for none."""
-    if task.group is None or isinstance(row, formats.Bad):
+    if group is None:
         return 0
-    value = get(row.values, task.group, missing=None)
-    if value is None or not as_text(value).strip():
-        return 0
-    value = as_text(value)
-    return int.from_bytes(hashlib.blake2b(value.encode("utf-8", "replace"), digest_size=8).digest()) or 1
+    return int.from_bytes(hashlib.blake2b(group.encode("utf-8", "replace"), digest_size=8).digest()) or 1

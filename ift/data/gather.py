@@ -11,7 +11,9 @@ probe holds, and near duplicates where that is asked for; of the rest as many ar
 """
 
 import hashlib
+import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -424,7 +426,8 @@ def _shared(
     folder = caches.address(
         cache, "contamination", part.task.name, tested.digest, examples.lookup.folder.name, seen
     )
-    if not (folder / "found.json").is_file():
+    kept = _kept(folder)
+    if kept is None:
 
         def hits_from(start: int) -> contamination.Hits:
             rows = list(_texts(examples, places[start : start + _BATCH]))
@@ -438,18 +441,30 @@ def _shared(
                 hits = tested.joined([hits, some])
                 if counting:
                     counting(min(start + _BATCH, len(places)), len(places))
-        found = []
+        kept = []
         for drop in contamination.decide(tested, hits):
             place = int(places[drop.row])
             if drop.at is not None:
                 words_ = contamination.phrase(texts_of(examples[place].fields), drop.at, tested.n)
-                found.append((place, f"{drop.test} has these {tested.n} words in a row: {words_}"))
+                kept.append((place, f"{drop.test} has these {tested.n} words in a row: {words_}"))
             else:
-                found.append((place, f"{drop.test} holds the same"))
+                kept.append((place, f"{drop.test} holds the same"))
         with caches.made(folder) as making:
-            storage.write_json(making / "found.json", {"found": found})
-    kept = storage.read_json(folder / "found.json") or {}
-    return [(int(place), str(why)) for place, why in kept["found"]]
+            storage.write_json(making / "found.json", {"found": kept})
+    return kept
+
+
+def _kept(folder: Path) -> list[tuple[int, str]] | None:
+    """What was found before; None where nothing was, or its file is damaged and is gone now."""
+    try:
+        found = json.loads((folder / "found.json").read_text(encoding="utf-8"))
+        return [(int(place), str(why)) for place, why in found["found"]]
+    except FileNotFoundError:
+        return None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        caches.require_damaged(folder, error)
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
 
 
 def _texts(examples: Examples, places: splitting.Places) -> Iterator[list[str]]:

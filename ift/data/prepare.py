@@ -47,6 +47,7 @@ from ift.tasks.probes import Probe
 _REASONS = 20  # that the manifest counts
 _VALIDATION_ITEMS = 100  # a task: answers are written for these in the middle of training
 _REQUESTS_A_BLOCK = 2000  # small enough that progress is seen, and that no block is large in memory
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot")
 _UNPACKED = ("data.packing is off: an encoder–decoder reads one instruction a row",)
 
 
@@ -154,7 +155,7 @@ class _Work:
 
     def __init__(self, cache: Path, model_dir: Path, limits: Limits, gathered: Gathered) -> None:
         self.gathered, self.limits, self.model_dir = gathered, limits, model_dir
-        tokenizer = [caches.digest_of(path) for path in tokenizer_files(model_dir)]
+        tokenizer = [[path.name, caches.digest_of(path)] for path in tokenizer_files(model_dir)]
         rows = {name: examples.lookup.folder.name for name, examples in gathered.examples.items()}
         self.folders = {
             name: caches.address(cache, "tokens", name, task.identity, rows[name], tokenizer, vars(limits))
@@ -211,14 +212,11 @@ class _Work:
 
 
 def tokenizer_files(model_dir: Path) -> list[Path]:
-    """The files of a model's folder that say how it tokenizes."""
-    return sorted(
-        path
-        for path in model_dir.iterdir()
-        if path.is_file()
-        and path.suffix != ".safetensors"
-        and path.suffix in (".json", ".jinja", ".txt", ".model")
-    )
+    """The files that may say how a model tokenizes: all of the folder that has its tokenizer, but for weights."""
+    from ift.models.base import tokenizer_folder
+
+    files = tokenizer_folder(model_dir).iterdir()
+    return sorted(path for path in files if path.is_file() and path.suffix not in _WEIGHTS)
 
 
 def _word_and_tokenize(
@@ -304,13 +302,12 @@ def _set_aside(
     untested: Sequence[tuple[str, int, str]],
     test_limit: int | None,
 ) -> Tally:
-    """Write down every row that could not be used, and count them; `untested` are test examples.
+    """Write down every row that could not be used, once, and count them; `untested` are test examples.
 
     Raises `IftError` where they are too many. Those that are too long are no bad rows: they are counted apart.
     """
     trained = {name: Tally() for name in gathered.tasks}
     tested = {name: Tally() for name in gathered.tasks}
-    asked: Counter[str] = Counter()
     with Quarantine(where) as quarantine:
 
         def add(task: str, place: int, reason: str) -> dict[str, Any]:
@@ -322,13 +319,18 @@ def _set_aside(
             quarantine.take(examples.lookup.folder / "quarantine.jsonl")
         for task, place, reason in untested:
             tested[task].add(add(task, place, reason))
+        written: set[tuple[str, int]] = set()
         for d in documents:
-            asked[d.task] += len(d.rows)
             for row, place in zip(d.rows[~d.good].tolist(), d.places[~d.good].tolist(), strict=True):
+                if (d.task, row) in written:  # an epoch asked it before, in the same words
+                    continue
+                written.add((d.task, row))
                 entry = add(d.task, place, d.tokens.reasons[row])
                 if not d.tokens.too_long[row]:
                     trained[d.task].add(entry)
     for name, splits in gathered.splits.items():
-        trained[name].refuse(name, asked[name], gathered.max_bad_rows, where=where)
+        rows = [d.rows for d in documents if d.task == name]
+        asked = len(np.unique(np.concatenate(rows))) if rows else 0
+        trained[name].refuse(name, asked, gathered.max_bad_rows, where=where)
         tested[name].refuse(name, len(splits["test"][:test_limit]), gathered.max_bad_rows, where=where)
     return quarantine.tally

@@ -147,8 +147,11 @@ def _object(store: _Store, key: str, etag: str, size: int, cache: Path, progress
     place = cache / "s3" / hashlib.sha256(address.encode()).hexdigest()[:32]
     name = key.rpartition("/")[2]
     path = place / name
-    if path.is_file() and path.stat().st_size == size:
-        return path
+    try:
+        if path.stat().st_size == size:
+            return path
+    except OSError as error:
+        caches.require_damaged(path, error)
     shutil.rmtree(place, ignore_errors=True)  # somebody has been at it
     with caches.made(place) as folder:
         _download(store, key, etag, size, folder / name, progress)

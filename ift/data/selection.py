@@ -188,7 +188,8 @@ def _of_data(ref: TaskRef, notes: list[str]) -> list[Task]:
                 wanted="files of different names",
                 hint="rename one, or give each a task file",
             )
-        tasks.append(task.of_values(name, values, path.parent, where=str(path)))
+        # what the first rows lack, later ones may have
+        tasks.append(task.of_values(name, values, path.parent, where=str(path), told=layouts.TOLD))
     if empty:
         some = ", ".join(path.name for path in empty[:3]) + (", …" if len(empty) > 3 else "")
         notes.append(f"{len(empty)} of {len(paths)} files of {pattern} have no rows and are left out: {some}")

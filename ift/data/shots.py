@@ -124,13 +124,16 @@ class _Worder:
     def _solved(self, template: Template, options_shown: bool, context: str) -> list[Instruction]:
         key = (template.id, options_shown)
         if key not in self._worded:
-            self._worded[key] = [
-                template.word(
-                    example.fields,
-                    key=f"{context}/{example.id}",
-                    style_key=context,
-                    show_options=options_shown,
-                )
-                for example in self.solved
-            ]
+            self._worded[key] = []
+            for example in self.solved:
+                try:
+                    worded = template.word(
+                        example.fields,
+                        key=f"{context}/{example.id}",
+                        style_key=context,
+                        show_options=options_shown,
+                    )
+                except IftError:  # training sets it aside as well; the question can do without it
+                    continue
+                self._worded[key].append(worded)
         return self._worded[key]

@@ -26,8 +26,8 @@ read to its half (`halves`).
      .   .  .     x   x  x
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from ift.prompts.chat import (
     Message,
@@ -46,6 +46,7 @@ class Document:
 
     ids: list[int]
     supervised: list[bool]
+    cut: bool = field(default=False, compare=False)  # some of its source did not fit, and is not in it
 
     @property
     def supervised_tokens(self) -> int:
@@ -108,18 +109,46 @@ def shortened(
     where the answer and what stands around the prompt leave no room for any of it.
     """
     text = neutralise(tokenizer, prompt)
+
+    def behind(start: int) -> Document | ValueError:
+        [found] = documents(tokenizer, [(text[start:], completion, system)], encoder=encoder)
+        return found
+
+    found = _cut_at_tokens if getattr(tokenizer, "is_fast", False) else _cut_at_characters
+    document = found(tokenizer, text, behind, max_length)
+    if document is None:
+        raise TooLong(f"the answer alone leaves the prompt no room within data.max_length {max_length:,}")
+    return replace(document, cut=True)
+
+
+_Behind = Callable[[int], Document | ValueError]  # the instruction with what its prompt says from there on
+
+
+def _cut_at_tokens(tokenizer: Tokenizer, text: str, behind: _Behind, max_length: int) -> Document | None:
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     starts = [start for start, _ in encoded["offset_mapping"]]
     at = 0
-    while True:
-        kept = text[starts[at] :] if at else text
-        [found] = documents(tokenizer, [(kept, completion, system)], encoder=encoder)
+    while at < len(starts):
+        found = behind(starts[at] if at else 0)
         over = len(found.ids) - max_length if isinstance(found, Document) else 1
         if over <= 0 and isinstance(found, Document):
             return found
         at += over  # a token less in the prompt is about one less in all: a few rounds do
-        if at >= len(starts):
-            raise TooLong(f"the answer alone leaves the prompt no room within data.max_length {max_length:,}")
+    return None
+
+
+def _cut_at_characters(_: Tokenizer, text: str, behind: _Behind, max_length: int) -> Document | None:
+    """Where a tokenizer (one in Python) does not tell which characters a token is: the most that fit."""
+    best: Document | None = None
+    low, high = 0, len(text)  # too much is left from `low` on, nothing or little enough from `high`
+    while high - low > 1:
+        at = (low + high) // 2
+        found = behind(at)
+        if isinstance(found, Document) and len(found.ids) > max_length:
+            low = at
+        else:
+            high, best = at, found if isinstance(found, Document) else best
+    return best
 
 
 def conversation(tokenizer: Tokenizer, messages: Sequence[Message], *, max_length: int) -> Document:
@@ -130,6 +159,7 @@ def conversation(tokenizer: Tokenizer, messages: Sequence[Message], *, max_lengt
     """
     ids: list[int] = []
     supervised: list[bool] = []
+    cut = False
     learned = _learned(messages)
     for read, answer in encode_exchanges(tokenizer, messages):
         if not answer:
@@ -140,12 +170,13 @@ def conversation(tokenizer: Tokenizer, messages: Sequence[Message], *, max_lengt
         if length > max_length:
             if not ids:
                 raise TooLong(too_long(length, max_length))
+            cut = True
             break
         ids += read + answer
         supervised += [False] * len(read) + [next(learned)] * len(answer)
     if not any(supervised):
         raise ValueError(_nothing_learned(messages))
-    return Document(ids, supervised)
+    return Document(ids, supervised, cut)
 
 
 def _nothing_learned(messages: Sequence[Message]) -> str:
@@ -181,6 +212,7 @@ def answers(tokenizer: Tokenizer, messages: Sequence[Message], *, max_length: in
         if len(document.ids) > max_length:
             if not found:
                 raise TooLong(too_long(len(document.ids), max_length))
+            found[-1] = replace(found[-1], cut=True)
             break
         found.append(document)
         history += answer

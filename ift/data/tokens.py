@@ -34,7 +34,6 @@ from ift.data.draws import Requests
 from ift.data.split import mixed
 from ift.data.tokenize import Document
 from ift.data.wording import Made
-from ift.errors import IftError
 
 SCHEMA = pa.schema(
     [
@@ -117,12 +116,10 @@ class Tokens:
             except FileNotFoundError:  # another run has found it broken
                 continue
             except (pa.ArrowInvalid, OSError) as error:
-                if isinstance(error, OSError) and error.errno is not None:  # the file may be whole
-                    raise IftError(
-                        f"{path} cannot be read: {os.strerror(error.errno)}",
-                        hint="see that the cache (IFT_CACHE) can be read; run again",
-                    ) from error
+                caches.require_damaged(path, error)
                 path.unlink(missing_ok=True)  # cut by a power failure, say: its requests are made anew
+                continue
+            if not _has_its_tokens(path, table):  # what it lacks is made anew, in other files
                 continue
             file.append(np.full(len(table), len(self.paths), dtype=np.int32))
             self.paths.append(str(path.with_suffix(".tokens")))
@@ -155,6 +152,17 @@ class Tokens:
         """The first document of each key, and how many there are; none says that the request was not made yet."""
         first = np.searchsorted(self.key, keys, side="left")
         return first, np.searchsorted(self.key, keys, side="right") - first
+
+
+def _has_its_tokens(path: Path, table: pa.Table) -> bool:
+    """Whether the file of tokens beside `path` is there and as long as its documents say."""
+    ends = table.column("start").to_numpy() + table.column("length").to_numpy()
+    file = path.with_suffix(".tokens")
+    try:
+        return bool(file.stat().st_size >= 4 * ends.max(initial=0))
+    except OSError as error:
+        caches.require_damaged(file, error)
+        return False
 
 
 def _first_file_of_each(keys: NDArray[np.uint64], files: NDArray[np.int32]) -> NDArray[np.bool_]:

@@ -82,7 +82,7 @@ class Made:
     options_shown: bool = False
     reason: str | None = None
     too_long: bool = False
-    cut: bool = False  # its prompt lost its beginning
+    cut: bool = False  # its prompt lost its beginning, or the conversation its end
 
 
 def worded(
@@ -127,8 +127,10 @@ def _raw(tokenizer: Tokenizer, words: Words, fields: Mapping[str, Any], limits: 
     if words.system and turns[0]["role"] != "system":
         turns = [{"role": "system", "content": words.system}, *turns]
     if limits.encoder_decoder:
-        return [Made(answer) for answer in answers(tokenizer, turns, max_length=limits.max_length)]
-    return [Made(conversation(tokenizer, turns, max_length=limits.max_length))]
+        found = answers(tokenizer, turns, max_length=limits.max_length)
+    else:
+        found = [conversation(tokenizer, turns, max_length=limits.max_length)]
+    return [Made(document, cut=document.cut) for document in found]
 
 
 def _refused(error: Exception, template: str = "") -> Made:
@@ -140,17 +142,15 @@ def _fitting(tokenizer: Tokenizer, query: Instruction, found: Document | ValueEr
     """A zero-shot instruction within the limits."""
     if isinstance(found, ValueError):
         return _refused(found, query.template)
-    cut = False
     if len(found.ids) > limits.max_length:
         try:
             if not limits.cut_prompts:
                 raise TooLong(too_long(len(found.ids), limits.max_length))
             texts = (query.prompt, query.completion, query.system)
             found = shortened(tokenizer, *texts, limits.max_length, encoder=limits.encoder_decoder)
-            cut = True
         except ValueError as error:
             return _refused(error, query.template)
-    return Made(found, query.template, query.prompt, query.completion, 0, query.options_shown, cut=cut)
+    return Made(found, query.template, query.prompt, query.completion, 0, query.options_shown, cut=found.cut)
 
 
 def _few_shot(

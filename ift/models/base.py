@@ -246,14 +246,20 @@ def license_of(folder: Path) -> str:
     return str((found.get("license") == "other" and found.get("license_name")) or found.get("license") or "")
 
 
+def tokenizer_folder(folder: Path) -> Path:
+    """The folder with the tokenizer of the model in `folder`: its own, or that of an adapter's base."""
+    if is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
+        from ift.models import adapters
+
+        return adapters.base_of(folder)  # saved by another program
+    return folder
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer, with a pad token for batches (padding is masked, so its identity never matters)."""
     from transformers import AutoTokenizer
 
-    if is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
-        from ift.models import adapters
-
-        folder = adapters.base_of(folder)  # saved by another program
+    folder = tokenizer_folder(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, **remote_code.options(folder))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

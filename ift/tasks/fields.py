@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from ift.errors import nearest
 from ift.strict_yaml import Strict
+from ift.tasks.strict_json import DECODER
 
 Row = Mapping[str, Any]
 
@@ -34,6 +35,8 @@ ROLES = {
     "bot": "assistant",
     "model": "assistant",
 }
+# The columns that hold whole dialogues; in others a list in JSON may be what somebody asks for, or the answer.
+_DIALOGUES = ("messages", "conversations", "history")
 # What some files write at the end of every completion; the tokenizer's own end-of-turn token takes its place.
 _END_MARKERS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</s>")
 
@@ -228,7 +231,7 @@ def turns(value: Any, path: str) -> list[dict[str, str]]:
             )
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         role = role.casefold() if isinstance(role, str) else role
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise ValueError(
                 f"turn {number + 1} of `{path}` is by {role!r}; wanted one of {', '.join(ROLES)}"
             )
@@ -256,9 +259,23 @@ def _parsed(value: Any) -> Any:
     if not (isinstance(value, str) and value.lstrip().startswith("[")):
         return value
     try:
-        return json.loads(value)
-    except ValueError:
+        return DECODER.decode(value.strip())
+    except (RecursionError, ValueError):
         return value
+
+
+def _are_messages(found: Any) -> bool:
+    """Whether a value is a list of turns, each of which says whose it is."""
+    return (
+        isinstance(found, list)
+        and bool(found)
+        and all(
+            isinstance(turn, Mapping)
+            and not turn.keys().isdisjoint({"role", "from"})
+            and not turn.keys().isdisjoint({"content", "value", "tool_calls", "function_call"})
+            for turn in found
+        )
+    )
 
 
 def _joined_parts(parts: Sequence[Any], where: str) -> str:
@@ -274,7 +291,9 @@ def _spoken(row: Row, roles: Mapping[str, str]) -> list[dict[str, str]]:
     """The turns of several columns one after the other; those that are missing or empty say nothing."""
     messages: list[dict[str, str]] = []
     for path, role in roles.items():
-        value = _parsed(get(row, path, missing=None))
+        value = get(row, path, missing=None)
+        if path.rpartition(".")[2] in _DIALOGUES or _are_messages(_parsed(value)):
+            value = _parsed(value)
         if isinstance(value, str):
             text = value.replace("\r\n", "\n").strip()
             text = _without_end_marker(text) if role == "assistant" else text

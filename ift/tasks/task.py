@@ -193,6 +193,7 @@ class Example:
     id: str
     fields: dict[str, Any]
     label: str | None
+    group: str | None = None  # what its row has in the column `group`
 
 
 class Task(Strict):
@@ -236,6 +237,7 @@ class Task(Strict):
 
     _folder: Path = PrivateAttr(default=LIBRARY)
     _path: Path | None = PrivateAttr(default=None)
+    _unread: tuple[str, ...] = PrivateAttr(default=())  # columns that must be empty, for no field reads them
 
     @field_validator("metric")
     @classmethod
@@ -438,7 +440,7 @@ class Task(Strict):
         """What an example and its words are a function of, beside the rows: the file's content and its hook."""
         hook = self.path_of(self.hook.partition(":")[0]) if self.hook else None
         code = hook.read_text(encoding="utf-8") if hook and hook.is_file() else None
-        return [self.model_dump(mode="json"), code]
+        return [self.model_dump(mode="json"), code, self._unread]
 
     @property
     def baseline(self) -> float:
@@ -490,6 +492,12 @@ class Task(Strict):
 
         Raises `ValueError` with the reason where the row is bad, `Skip` where the hook leaves it out.
         """
+        for column in self._unread:
+            if row.get(column) and not _absent(row[column]):
+                raise ValueError(
+                    f"`{column}` says something, and no field reads it; a task file can map it, or leave it out"
+                )
+        given = row
         if self._hook is not None:
             row = self._hook(row)
         values = self._mapped(row)
@@ -499,8 +507,16 @@ class Task(Strict):
         if self.choices:
             label = self._choose(values, self.choices)
         unknown = [name for name in values if self.fields is None and name not in self._named]
+        values = _plain(values)
         identity = {name: value for name, value in values.items() if name not in unknown}
-        return Example(_digest(self.name, identity), _plain(values), label)
+        return Example(_digest(self.name, identity), values, label, self._group_of(row, given))
+
+    def _group_of(self, row: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
+        """What the column `group` holds in a row; in the file's own (`given`) where the hook's has no such column."""
+        if self.group is None:
+            return None
+        value = fields_.get(row, self.group, missing=fields_.get(given, self.group, missing=None))
+        return None if _absent(value) else fields_.as_text(value)
 
     def _mapped(self, row: Mapping[str, Any]) -> dict[str, Any]:
         if self.fields is not None:
@@ -543,9 +559,9 @@ class Task(Strict):
             raise ValueError(f"`{choices.from_}` has {len(options)} options; two or more are needed")
         if len(set(options)) < len(options) or "" in options:
             raise ValueError(f"`{choices.from_}` has two options that are the same, or an empty one")
-        is_place = (
-            isinstance(raw, int) and not isinstance(raw, bool) and all(isinstance(o, str) for o in brought)
-        )
+        # tables with gaps in a column hold its whole numbers as 1.0
+        whole = raw.is_integer() if isinstance(raw, float) else isinstance(raw, int)
+        is_place = whole and not isinstance(raw, bool) and all(isinstance(o, str) for o in brought)
         place = _place_of(raw, options, choices.field, is_place)
         values[str(choices.from_)] = options
         values[choices.field] = options[place]
@@ -588,7 +604,8 @@ class Task(Strict):
                 raise ValueError(
                     f"the hook {self.hook} returned a {type(result).__name__}, not a mapping or None"
                 )
-            return result
+            plain: dict[str, Any] = _plain(result)
+            return plain
 
         return hook
 
@@ -597,7 +614,7 @@ def _plain(value: Any) -> Any:
     """`value` in what JSON has; what a hook returns beyond that (dates, decimals) as text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(child) for key, child in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
         return [_plain(child) for child in value]
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
@@ -626,7 +643,7 @@ def _place_of(raw: Any, options: Sequence[str], field: str, is_place: bool) -> i
 def _digest(task: str, fields: Mapping[str, Any]) -> str:
     """A stable id: equal content gives equal ids, on any machine and in any order of rows."""
     text = json.dumps([task, sorted(fields.items())], ensure_ascii=False, default=str, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def load(name: str | None = None, file: str | None = None, folders: Sequence[str | Path] = ()) -> Task:
@@ -673,10 +690,17 @@ def _read(path: Path) -> Task:
     return task
 
 
-def of_values(name: str, values: Mapping[str, Any], folder: Path, *, where: str) -> Task:
-    """A task out of plain values instead of a file of its own; relative paths start at `folder`."""
+def of_values(
+    name: str, values: Mapping[str, Any], folder: Path, *, where: str, told: Sequence[str] = ()
+) -> Task:
+    """A task out of plain values instead of a file of its own; relative paths start at `folder`.
+
+    A row that has something in a column of `told` which no field reads is bad.
+    """
     task = strict_yaml.validate({"name": name, **values}, Task, file=where)
     task._folder, task._path = folder, Path(where)
+    read = {column for field in (task.fields or {}).values() for column in field.columns}
+    task._unread = tuple(column for column in told if column not in read)
     return task
 
 

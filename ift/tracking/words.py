@@ -24,7 +24,7 @@ LABELS = {
     "zero_stage": "ZeRO stage",
     "fill": "Packs filled",
     "fresh": "Tokenized anew",
-    "cut": "Prompts cut",
+    "cut": "Instructions shortened",
     "rows": "Rows of the sources",
     "quarantined": "Rows set aside",
     "macro_f1": "Macro-F1",

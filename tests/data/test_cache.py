@@ -41,7 +41,10 @@ def repr_of(value: Any) -> str:
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A package of a few files, in a folder called `library`, as any user may have one."""
     root = tmp_path / "library" / "ift"
-    names = ("prompts/chat.py", "tasks/task.py", "tasks/library/trec.py", "data/split.py", "train/loop.py")
+    names = (
+        *("prompts/chat.py", "tasks/task.py", "tasks/library/trec.py", "data/split.py", "train/loop.py"),
+        *("models/base.py", "models/plan.py"),
+    )
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("x = 1\n", encoding="utf-8")
@@ -60,6 +63,8 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("data/new.py", True),
         ("tasks/library/trec.py", False),  # counts with its task
         ("train/loop.py", False),
+        ("models/base.py", True),  # has what loads a tokenizer
+        ("models/plan.py", False),
     ],
 )
 def test_code_that_words_or_tokenizes_is_part_of_the_address(house: Path, name: str, anew: bool) -> None:

@@ -1,5 +1,6 @@
 """Examples on disk: each row once, tested rather than trained on, whole or not there; bad ones have a reason."""
 
+import errno
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ from ift.data import cache as caches
 from ift.data import examples as reading
 from ift.data import formats
 from ift.data.examples import examples_of
+from ift.errors import IftError
 from ift.tasks import task as tasks
 
 
@@ -150,11 +152,48 @@ def test_the_hook_leaves_rows_out(tmp_path: Path) -> None:
     assert (rows.total, [q["line"] for q in quarantine(rows)]) == (2, [3])
 
 
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        ("'a\\0b'", "`text` holds a NUL character"),
+        ("'\\ud800'", r"`text` holds half a character (\ud800)"),
+        (
+            "functools.reduce(lambda inner, _: [inner], range(200), [])",
+            "`text` is nested more than 100 levels deep",
+        ),
+        (
+            "functools.reduce(lambda inner, _: [inner], range(5000), [])",
+            "it is nested more than 100 levels deep",
+        ),
+    ],
+)
+def test_what_a_hook_makes_is_looked_at_too(tmp_path: Path, made: str, reason: str) -> None:
+    code = (
+        f"import functools\n\ndef row(row):\n    return {{**row, 'text': {made}}} if row['label'] else row\n"
+    )
+    (tmp_path / "prepare.py").write_text(code, encoding="utf-8")
+    rows = rows_of(tmp_path, more="hook: prepare.py:row", rows=[film(0), film(1)])
+    assert texts(rows) == {None: ["film 0"]}
+    assert [(q["line"], q["reason"]) for q in quarantine(rows)] == [(2, reason)]
+
+
 @pytest.mark.parametrize("row", ['{"text": "\\ud800", "label": 1}', '{"\\ud800": 1, "label": 1}'])
 def test_half_a_character_is_set_aside(tmp_path: Path, row: str) -> None:
     rows = rows_of(tmp_path, rows=[row, film(1)])
     assert texts(rows) == {None: ["film 1"]}
     assert [q["line"] for q in quarantine(rows)] == [1]
+
+
+def test_a_nul_in_json_in_a_text_is_set_aside(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "a\0b"}]
+    (tmp_path / "a.jsonl").write_text(jsonl([{"messages": json.dumps(turns)}, {"messages": turns[:1]}]))
+    path = tmp_path / "talk.yaml"
+    path.write_text(
+        "name: talk\nkind: chat\nlicense: MIT\nsource: {files: a.jsonl}\nfields: {messages: {turns: messages}}\n"
+    )
+    rows = examples_of(tasks.load(file=str(path)), tmp_path / "cache")
+    assert [(q["line"], q["reason"]) for q in quarantine(rows)] == [(1, "`messages` holds a NUL character")]
+    assert len(rows) == 1
 
 
 def test_what_a_group_column_holds_is_kept_as_a_number(tmp_path: Path) -> None:
@@ -163,6 +202,8 @@ def test_what_a_group_column_holds_is_kept_as_a_number(tmp_path: Path) -> None:
     assert groups[0] == groups[2] != groups[1]
     assert 0 not in groups[:3]
     assert groups[3:] == [0, 0]
+    with pytest.raises(IftError, match="no row of `films` has anything in `yb`, its `group`"):
+        rows_of(tmp_path, more="group: yb", rows=films)
 
 
 # ── several files ──
@@ -250,6 +291,29 @@ def test_what_was_read_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(reading, "_write", None)
     again = rows_of(tmp_path, rows=[film(0), film(1)])
     assert texts(again) == texts(first)
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("index.npz", 0), ("index.npz", 30), ("examples.jsonl", 20), ("meta.json", 0)]
+)
+def test_what_a_power_failure_has_cut_is_read_anew(tmp_path: Path, name: str, left: int) -> None:
+    films = [film(0), film(1), film(2)]
+    folder = rows_of(tmp_path, rows=films).lookup.folder
+    os.truncate(folder / name, left)
+    assert texts(rows_of(tmp_path, rows=films)) == {None: ["film 0", "film 1", "film 2"]}
+
+
+def test_a_disk_that_fails_costs_no_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = rows_of(tmp_path, rows=[film(0)]).lookup.folder
+
+    def failing(*_: Any) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading.np, "load", failing)
+        with pytest.raises(IftError, match=r"cannot be read: Stale file handle"):
+            rows_of(tmp_path, rows=[film(0)])
+    assert (folder / "meta.json").is_file()
 
 
 class Killed(BaseException):

@@ -181,10 +181,15 @@ def test_a_replayed_tasks_test_set_is_no_test_set(tmp_path: Path) -> None:
 def test_what_was_found_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = two_tasks(tmp_path, [told([*plot(1), *plot(2)]), told(plot(3))], [told(plot(2))])
     first = gather(*files, test=5)
-    monkeypatch.setattr(contamination, "decide", None)
-    again = gather(*files, test=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(contamination, "decide", None)
+        again = gather(*files, test=5)
     assert first.dropped == again.dropped
     assert len(first.dropped) == 1
+    for found in tmp_path.rglob("found.json"):
+        found.write_text("")  # cut by a power failure
+    assert gather(*files, test=5).dropped == first.dropped
+    assert all(found.read_text() for found in tmp_path.rglob("found.json"))
 
 
 @pytest.mark.parametrize("train", [3, 4, 0.5])

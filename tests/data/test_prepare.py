@@ -410,6 +410,26 @@ def test_faulty_instructions_over_the_threshold_stop_the_run(tmp_path: Path, tin
 
 
 @pytest.mark.usefixtures("here")
+def test_what_cannot_be_trained_on_is_told_once_and_not_once_an_epoch(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    file = chats(tmp_path)
+    with (tmp_path / "chats.jsonl").open("a", encoding="utf-8") as rows:
+        long = [{"role": ("user", "assistant")[i % 2], "content": "good film " * 9} for i in range(40)]
+        rows.write("\n" + json.dumps({"messages": long[:1]}) + "\n" + json.dumps({"messages": long}))
+    split = {"train": None, "validation": 0, "test": 0}
+    gathered = gather(file, max_bad_rows=0.08, balanced=False, **split)
+    manifest = build(tmp_path / "p", gathered, tiny_model, epochs=3)
+    [row] = storage.read_jsonl(tmp_path / "p" / "quarantine.jsonl")
+    assert row["line"] == 13
+    assert (manifest["quarantined"], sum(manifest["reasons"].values())) == (1, 1)
+    assert manifest["cut"] == 3  # the long one keeps what fits, each time that it is seen
+    gathered = gather(file, max_bad_rows=0.07, balanced=False, **split)
+    with pytest.raises(IftError, match="1 of 14 rows of `chats` are bad"):
+        build(tmp_path / "q", gathered, tiny_model, epochs=3)
+
+
+@pytest.mark.usefixtures("here")
 def test_nothing_left_stops_the_run_and_says_why(tmp_path: Path, tiny_model: Path) -> None:
     gathered = gather(write_task(tmp_path))
     with pytest.raises(IftError) as caught:
@@ -532,8 +552,17 @@ def test_another_tokenizer_length_or_code_makes_all_anew(
     config = other / "tokenizer_config.json"
     config.write_text(config.read_text(encoding="utf-8") + " ", encoding="utf-8")
     assert build(tmp_path / "5", gathered, other)["fresh"] == 88
+    (other / "qwen.tiktoken").write_bytes(b"IQ== 0")
+    assert build(tmp_path / "6", gathered, other)["fresh"] == 88
     monkeypatch.setattr(caches, "code_version", lambda: "another")
-    assert build(tmp_path / "6", gathered, tiny_model)["fresh"] == 88
+    assert build(tmp_path / "7", gathered, tiny_model)["fresh"] == 88
+
+
+def test_an_adapter_without_a_tokenizer_tokenizes_as_its_base(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(tiny_model)}), encoding="utf-8"
+    )
+    assert prepare.tokenizer_files(tmp_path) == prepare.tokenizer_files(tiny_model)
 
 
 def content_of(folder: Path) -> dict[str, bytes]:

@@ -1,5 +1,6 @@
 """S3 over the wire: a server that speaks S3, and a proxy before it that breaks what it is told to break."""
 
+import errno
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -580,3 +582,21 @@ def test_what_a_killed_process_left_goes_after_a_day(tmp_path: Path, proxy: Prox
         os.utime(tmp_path / "s3" / name, (time.time() - age * 3600,) * 2)
     s3.fetch("s3://films/a.bin", tmp_path)
     assert left(tmp_path) == [".part-new/a.bin", "a.bin"]
+
+
+def test_a_disk_that_fails_costs_no_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store: Any = SimpleNamespace(address="http://here", bucket="films")
+    monkeypatch.setattr(s3, "_download", lambda *arguments: arguments[4].write_bytes(b"one"))
+    path = s3._object(store, "a.jsonl", "etag", 3, tmp_path, None)
+    stat = Path.stat
+
+    def failing(self: Path, **options: Any) -> os.stat_result:
+        if self == path:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(self, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", failing)
+        with pytest.raises(IftError, match="cannot be read: Stale file handle"):
+            s3._object(store, "a.jsonl", "etag", 3, tmp_path, None)
+    assert path.read_bytes() == b"one"

@@ -253,6 +253,21 @@ def test_data_is_known_by_all_its_first_rows_and_told_apart_by_name(tmp_path: Pa
     )
 
 
+def test_what_the_first_rows_lack_and_no_field_reads_makes_a_row_bad(tmp_path: Path) -> None:
+    row = {"prompt": "Hi", "completion": "Hello"}
+    for name, later in (
+        ("a", {"system": "Be kind."}),
+        ("b", {"tools": [{"name": "f"}]}),
+        ("c", {"history": [["x", "y"]]}),
+    ):
+        task = chosen(write(tmp_path / f"{name}.jsonl", *100 * [row], row | later)).tasks[name]
+        with pytest.raises(ValueError, match=f"`{next(iter(later))}` says something, and no field reads it"):
+            task.example(row | later)
+        assert task.example(row | dict.fromkeys(later)).fields == task.example(row).fields
+    read = chosen(write(tmp_path / "d.jsonl", {**row, "system": "Be kind."})).tasks["d"]
+    assert len(read.example({**row, "history": [["x", "y"]]}).fields["messages"]) == 4
+
+
 def test_holding_out_needs_something_on_both_sides() -> None:
     assert refusal("trec", hold_out=("sentiment",)).startswith(
         "no task of the held-out cluster sentiment stands in `tasks`"

@@ -9,6 +9,8 @@ from test_draws import gathered_of
 from ift.data.gather import Gathered
 from ift.data.items import items_of
 from ift.data.shots import shot_items, solved_examples
+from ift.errors import IftError
+from ift.prompts.template import Template
 
 SIZES = {"a": ("classification", 60), "b": ("generation", 40), "c": ("chat", 20)}
 
@@ -59,6 +61,27 @@ def test_examples_are_from_training_and_their_labels_take_turns(gathered: Gather
         assert sorted(str(e.label) for e in four) == ["no", "no", "yes", "yes"]
         assert solved_examples(gathered.tasks["a"], pool, 2, draw=draw) == four[:2]  # fewer are the beginning
     assert solved_examples(gathered.tasks["a"], pool, 99, draw=0)[: len(pool)]
+
+
+def test_a_solved_example_that_cannot_be_worded_costs_no_question(
+    gathered: Gathered, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = asked(gathered, tiny_tokenizer)
+    broken = {
+        solved_examples(gathered.tasks[name], gathered.splits[name]["train"], 3, draw=0)[1].id
+        for name in ("a", "b")
+    }
+    word = Template.word
+
+    def refusing(self: Template, fields: Any, *, key: str, **more: Any) -> Any:
+        if key.rpartition("/")[2] in broken:
+            raise IftError("it cannot be worded")
+        return word(self, fields, key=key, **more)
+
+    monkeypatch.setattr(Template, "word", refusing)
+    left = asked(gathered, tiny_tokenizer)
+    assert [(i["name"], i["id"], i["draw"]) for i in left] == [(i["name"], i["id"], i["draw"]) for i in whole]
+    assert {i["shots"] for i in left if i["draw"] == 0} == {2}
 
 
 def test_what_does_not_fit_is_left_out_from_the_end(gathered: Gathered, tiny_tokenizer: Any) -> None:

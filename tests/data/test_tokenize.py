@@ -217,6 +217,45 @@ def test_a_shortened_prompt_loses_its_beginning_and_nothing_else(
     assert len(made.ids) >= max(len(one.ids) for one in fitting) - 3
 
 
+class Plain:
+    """A tokenizer in Python: each character is a token, and which one is told by nobody."""
+
+    is_fast = False
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.inner = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def __call__(self, *texts: Any, **options: Any) -> Any:
+        assert "return_offsets_mapping" not in options
+        return self.inner(*texts, **options)
+
+
+@given(prompt=words.filter(lambda text: len(text) > 5), share=st.floats(0, 1))
+def test_a_prompt_is_shortened_without_offsets_too(
+    tokenizers: dict[str, Any], prompt: str, share: float
+) -> None:
+    tokenizer = tokenizers["base"]
+    whole, least = (len(document(tokenizer, text, "good").ids) for text in (prompt, prompt.rstrip()[-1]))
+    limit = least + int(share * (whole - 1 - least))
+    if not least <= limit < whole:
+        return
+    try:
+        made = shortened(Plain(tokenizer), prompt, "good", "", limit)
+    except TooLong:
+        assert limit < least + 4  # how the last characters fall into tokens
+        return
+    assert made.cut
+    ends = (document(tokenizer, prompt[at:], "good") for at in range(len(prompt)) if prompt[at:].strip())
+    fitting = [one for one in ends if len(one.ids) <= limit]
+    assert made in fitting
+    assert len(made.ids) >= max(len(one.ids) for one in fitting) - 3
+    with pytest.raises(TooLong):
+        shortened(Plain(tokenizer), prompt, "good", "", 1)
+
+
 def test_an_answer_that_leaves_no_room_is_too_long(tiny_tokenizer: Any) -> None:
     with pytest.raises(
         TooLong, match=r"^the answer alone leaves the prompt no room within data\.max_length 12$"
@@ -314,9 +353,9 @@ def test_as_many_exchanges_as_fit_are_kept(tiny_tokenizer: Any, turns: list[str]
     ]
     limit = int(lengths[0] + share * (lengths[-1] - lengths[0]))
     kept = sum(length <= limit for length in lengths)
-    assert conversation(tiny_tokenizer, talk(*turns), max_length=limit) == conversation(
-        tiny_tokenizer, talk(*turns[: 2 * kept]), max_length=LONG
-    )
+    made = conversation(tiny_tokenizer, talk(*turns), max_length=limit)
+    assert made == conversation(tiny_tokenizer, talk(*turns[: 2 * kept]), max_length=LONG)
+    assert made.cut == (kept < len(lengths))
     with pytest.raises(TooLong, match=f"^{lengths[0]} tokens, over data.max_length {lengths[0] - 1}$"):
         conversation(tiny_tokenizer, talk(*turns), max_length=lengths[0] - 1)
 

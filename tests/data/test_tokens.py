@@ -157,13 +157,19 @@ def test_a_segment_without_its_second_file_is_not_there(tmp_path: Path) -> None:
     assert read(tmp_path, [7]) == [[]]
 
 
-@pytest.mark.parametrize("left", [0, 4, 15])
-def test_tokens_that_are_cut_off_do_not_pass_for_tokens(tmp_path: Path, left: int) -> None:
+@pytest.mark.parametrize("left", [0, 4, 15, None])
+def test_tokens_that_are_cut_off_do_not_pass_for_tokens(tmp_path: Path, left: int | None) -> None:
     of(MADE, tmp_path)
     [file] = tmp_path.glob("*.tokens")
-    os.truncate(file, left)
-    with pytest.raises(EOFError, match=r"\.tokens ends within the tokens from 0 on"):
-        read(tmp_path, [7])
+    if left is None:
+        file.unlink()
+    else:
+        os.truncate(file, left)
+        with pytest.raises(EOFError, match=r"\.tokens ends within the tokens from 0 on"):
+            Reader().read(str(file), 0, 4)
+    assert read(tmp_path, [7]) == [[]]
+    of(MADE, tmp_path)
+    assert read(tmp_path, [7]) == [MADE[7]]
 
 
 def test_a_disk_that_fails_costs_no_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

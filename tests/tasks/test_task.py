@@ -341,6 +341,13 @@ def test_numbers_as_options_are_told_from_places(right: object, text: str) -> No
     assert example.fields["right"] == (text if isinstance(right, int) else str(right))
 
 
+def test_a_place_may_be_a_whole_float_as_tables_with_gaps_have_it() -> None:
+    row = {"stem": "One,", "endings": ["1", "2", "3"]}
+    assert [chooser().example({**row, "right": right}).fields["right"] for right in (1, 1.0)] == ["2", "2"]
+    with pytest.raises(ValueError, match=r"`right` is '1\.5': none of the 3 options"):
+        chooser().example({**row, "right": 1.5})
+
+
 def test_the_place_of_a_letter_is_a_place_whatever_the_options_say() -> None:
     arc = tasks.load("arc_easy")
     row = {"question": "Legs of a bird?", "choices": {"text": ["1", "2", "3"], "label": ["A", "B", "C"]}}
@@ -387,6 +394,20 @@ def test_a_hook_changes_rows_and_leaves_some_out(tmp_path: Path) -> None:
     assert task.example({"text": "fun", "label": 1}).fields["text"] == "FUN"
     with pytest.raises(Skip):
         task.example({"text": "fun", "label": 0})
+
+
+def test_a_hook_may_use_keys_that_json_has_not(tmp_path: Path) -> None:
+    task = hooked(tmp_path, "def row(row):\n    return {**row, 'text': {1: 'x', 'b': (2, 'y')}}\n")
+    assert task.example({"text": "fun", "label": 1}).fields["text"] == {"1": "x", "b": [2, "y"]}
+
+
+def test_a_group_is_read_behind_the_hook_and_else_before_it(tmp_path: Path) -> None:
+    body = "def row(row):\n    return {'text': row['text'], 'label': 1, 'by': row['by'].lower()}\n"
+    row = {"text": "fun", "label": 1, "by": "Ada", "page": 3.0}
+    task = hooked(tmp_path, body)
+    for column, value in (("by", "ada"), ("page", "3"), ("none", None)):
+        grouped = task.model_copy(update={"group": column})
+        assert grouped.example(row).group == value
 
 
 def test_what_a_hook_raises_is_the_rows_reason(tmp_path: Path) -> None:
@@ -474,8 +495,49 @@ def test_a_turn_is_read_as_people_write_it(turn: dict[str, Any], message: dict[s
         ),
         ({"role": "tool", "content": "42"}, "is by 'tool'; wanted one of system, developer, user"),
         ({"role": "user", "content": None}, "has no text"),
+        ({"role": ["user"], "content": "Hi"}, "is by ['user']; wanted one of system, developer, user"),
     ],
 )
 def test_a_turn_that_cannot_be_trained_says_why(turn: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=f"turn 1 of `messages` {re.escape(why)}"):
         fields.turns([turn], "messages")
+
+
+EXCHANGE = fields.FieldSpec.model_validate(
+    {"turns": {"system": "system", "history": "user", "instruction": "user", "output": "assistant"}}
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '["red", "green"]',
+        "[]",
+        '[["a", "b"], ["c", "d"]]',
+        '[{"role": "admin", "name": "Ada"}]',
+        "[" * 200_000,
+    ],
+)
+def test_a_list_in_json_may_be_what_somebody_says(text: str) -> None:
+    row = {"system": "Be brief", "instruction": "List two colours as JSON", "output": text}
+    assert EXCHANGE.value(row) == [
+        {"role": "system", "content": "Be brief"},
+        {"role": "user", "content": "List two colours as JSON"},
+        {"role": "assistant", "content": text},
+    ]
+    assert EXCHANGE.value({"instruction": text, "output": "yes"})[0] == {"role": "user", "content": text}
+
+
+def test_a_dialogue_may_be_json_in_a_text() -> None:
+    row = {
+        "history": '[["Hi", "Hello"]]',
+        "instruction": '[{"from": "human", "value": "Bye"}]',
+        "output": "So long",
+    }
+    turns = EXCHANGE.value(row)
+    assert [turn["content"] for turn in turns] == ["Hi", "Hello", "Bye", "So long"]
+    assert [turn["role"] for turn in turns] == 2 * ["user", "assistant"]
+    with pytest.raises(ValueError, match="`messages` is a str, not a list"):
+        fields.turns('[{"role": "user", "role": "assistant", "content": "Hi"}]', "messages")
+    with pytest.raises(ValueError, match="`messages` is a str, not a list"):
+        fields.turns("[" * 200_000, "messages")

@@ -17,9 +17,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from ift.data.formats.jsonl import DECODER, Unfit, no_object, read_jsonl, why
+from ift.data.formats.jsonl import no_object, read_jsonl, why
 from ift.data.formats.rows import QUOTED, Bad, Row, bytes_of
 from ift.errors import IftError
+from ift.tasks.strict_json import DECODER, Unfit
 
 _CHUNK = 1 << 20  # characters read at once
 

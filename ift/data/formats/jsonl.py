@@ -1,4 +1,4 @@
-"""JSON lines, and what is read as JSON at all.
+"""JSON lines.
 
 In:  lines, as bytes.
 Out: a `Row` for each that is an object, a `Bad` for any other; blank lines are passed over.
@@ -9,32 +9,12 @@ Out: a `Row` for each that is an object, a `Bad` for any other; blank lines are 
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ift.data.formats.rows import DEPTH, MARK, TOO_DEEP, Bad, Row, checked, text_of
+from ift.tasks.strict_json import DECODER, Unfit
 
-
-class Unfit(ValueError):
-    """JSON that can be read in more ways than one, or in none."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise Unfit(f"the key `{name}` comes more than once in one object")
-    return value
-
-
-def _constant(name: str) -> None:
-    """Python and JavaScript programs write NaN for a missing value; infinity is no value that can be used."""
-    if name != "NaN":
-        raise Unfit(f"{name} is no JSON number")
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 _ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")  # of a NUL, or of half a surrogate pair
 
 

@@ -8,6 +8,7 @@ Out: a `Row` for each that has as many values as there are columns, a `Bad` for 
 """
 
 import csv
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -17,13 +18,18 @@ from typing import Literal
 from ift.data.formats.rows import MARK, QUOTED, Bad, Empty, Row
 from ift.errors import IftError
 
+_HOLDS_ROWS = re.compile(r"\t[^\r\n]*[\r\n]|[\r\n][^\t]*\t")
 _FIELD, _LINES = 1 << 26, 100_000  # characters and lines of a row: a quote may never close
 
 
 def read_table(
     lines: Iterable[str], path: Path, delimiter: str, columns: Sequence[str] | None, *, quoted: bool
 ) -> Iterator[Row | Bad]:
-    """A quoted field may span lines. Where it never closes, only its first line is bad; reading goes on behind it."""
+    """A quoted field may span lines. Where it never closes, only its first line is bad; reading goes on behind it.
+
+    So it does where tabs part the values and a quoted one holds a tab and a line's end: that is two rows of a file
+    without quotes, the first of which begins with a mark of speech.
+    """
     csv.field_size_limit(_FIELD)
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     waiting: deque[str] = deque()  # lines that a broken row swallowed, to be read again
@@ -49,7 +55,12 @@ def read_table(
         except StopIteration:
             return
         except csv.Error as error:
-            yield Bad(line, _not_csv(error), taken[0])
+            values, fault = [], _not_csv(error)
+        else:
+            merged = delimiter == "\t" and len(taken) > 1 and any(map(_HOLDS_ROWS.search, values))
+            fault = "a quote opens, and closes behind a tab and a line's end" if merged else ""
+        if fault:
+            yield Bad(line, fault, taken[0])
             waiting.extendleft(reversed(taken[1:]))
             del taken[1:]
             reader = csv.reader(feed(), delimiter=delimiter, strict=True, quoting=quoting)

@@ -110,6 +110,7 @@ class _Unpacked(io.RawIOBase):
         return bytes(rest)
 
 
+_UTF_32 = re.compile(rb"\xff\xfe\0\0|\0\0\xfe\xff|(?:[^\0]\0\0\0){2}|(?:\0\0\0[^\0]){2}")
 _UTF_16 = re.compile(rb"\xff\xfe|\xfe\xff|[^\0]\0[^\0]\0|\0[^\0]\0[^\0]")
 _OTHERS = {
     b"\x1f\x8b": "packed with gzip",
@@ -122,10 +123,10 @@ _OTHERS = {
 
 def _refuse_others(path: Path, head: bytes, packed: str) -> None:
     """A file of which not one line could be read gets one reason, not one for each line."""
-    if _UTF_16.match(head):
+    if wide := "UTF-32" if _UTF_32.match(head) else "UTF-16" if _UTF_16.match(head) else "":
         unpack = ", unpacked first" if packed else ""
-        hint = f"iconv -f UTF-16 -t UTF-8 {path.name} > NEW{unpack}"
-        raise IftError(f"{path} is in UTF-16", wanted="UTF-8", hint=hint)
+        hint = f"iconv -f {wide} -t UTF-8 {path.name} > NEW{unpack}"
+        raise IftError(f"{path} is in {wide}", wanted="UTF-8", hint=hint)
     if found := [what for start, what in _OTHERS.items() if head.startswith(start)]:
         raise IftError(
             f"{path} is {found[0]}", wanted="text, as its name says", hint="unpack it, or mend its name"

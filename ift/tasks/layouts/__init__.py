@@ -27,6 +27,7 @@ _LAYOUTS: tuple[tuple[frozenset[str], str], ...] = (
 )
 _SINGLE = ("alpaca", "prompt_completion", "prompt_response", "prompt_output")
 TOOLS = ("tools", "functions")  # columns of what no layout reads, and nothing may drop in silence
+TOLD = (*TOOLS, "system", "history")  # and those of what only some layouts read
 WANTED = (
     "prompt and completion (or response, output), instruction and output (Alpaca), conversations (ShareGPT), messages "
     "(OpenAI), or text alone"
