@@ -365,8 +365,8 @@ def _on_cpu(job: _Job, choice: Choice) -> dict[str, dict[str, int]]:
         weights = 4 * (_part(all_weights, workers) + min(all_weights, LIVE))
         fetched = 4 * min(all_weights, PREFETCH)
     optimizer = 8 * trained if stage == 0 else 12 * part
-    whole = min(trained, WHOLE_BUCKET + way.largest) if workers > 1 else 0  # one alone reduces nothing
-    copies = 4 * (whole if stage == 0 else reduced)
+    # one alone reduces nothing; measured: as much of what it frees stays with it (trainer.KEEP_MEMORY)
+    copies = 4 * (min(trained, WHOLE_BUCKET + way.largest) if stage == 0 else reduced)
     activations, logits = _passes(job, choice)
     holes = activations if choice.method == "full" else choice.micro_batch * shape.layers * way.kept.layer
     activations += math.ceil(_HOLES[choice.method] * holes)
@@ -424,7 +424,7 @@ def _on_gpu(job: _Job, choice: Choice) -> dict[str, dict[str, int]]:
     if job.precision == "fp32":
         gradients = {0: 4 * trained, 1: 4 * trained}.get(stage, 4 * part + staged)
         optimizer = 8 * trained if stage == 0 else 12 * part
-        whole = min(trained, WHOLE_BUCKET + way.largest) if workers > 1 else 0
+        whole = min(trained, WHOLE_BUCKET + way.largest) if workers > 1 else 0  # one alone reduces nothing
         copies = 4 * (whole if stage == 0 else min(trained, bucket))
     else:
         gradients = {1: 4 * trained + 2 * way.largest}.get(stage, 4 * part + staged)

@@ -37,7 +37,8 @@ _LOOK_EVERY_S = 1.0  # at what workers tell, at the nodes
 _WAIT_FOR_NODES_S = 3600.0
 _SURE_S = 5.0  # so long must room for more workers last before training stops for it
 # On CPUs, glibc gives each large tensor back to the kernel and gets it anew, zeroed: a seventh of a step. So what was
-# freed is kept, in the one arena that is not cut into heaps of 64 MiB (mallopt(3)).
+# freed is kept, in the one arena that is not cut into heaps of 64 MiB (mallopt(3)). Where memory is short, and the plan
+# divides the model or computes activations again, that would take a fifth to a third more of it.
 KEEP_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
@@ -213,7 +214,7 @@ class _Attempt:
     def _environment(self) -> dict[str, str]:
         """Variables of the workers' processes, read before our code begins."""
         if not self.nodes.gpus:
-            return KEEP_MEMORY
+            return {} if self.job.zero_stage or self.job.activation_checkpointing else KEEP_MEMORY
         if self.job.offload == "none":
             return {}
         # an optimizer in the host's memory works with a GPU's share of the cores; Ray would give it one thread

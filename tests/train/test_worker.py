@@ -93,11 +93,11 @@ def test_deepspeed_accumulates_as_often_as_there_are_micro_batches(
         assert len(mine) == rounds
 
 
-def test_a_worker_on_a_cpu_keeps_its_memory_and_cpu_adam_has_a_gpus_share_of_the_cores(
+def test_a_worker_on_a_cpu_with_room_keeps_memory_and_cpu_adam_has_a_gpus_share_of_the_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def variables(gpus: int, offload: str) -> dict[str, str]:
-        job = job_for(Path("m"), offload=offload)
+    def variables(gpus: int, **values: Any) -> dict[str, str]:
+        job = job_for(Path("m"), **{"zero_stage": 0, **values})
         attempt: Any = SimpleNamespace(job=job, nodes=SimpleNamespace(gpus=gpus))
         return trainer._Attempt._environment(attempt)
 
@@ -107,9 +107,10 @@ def test_a_worker_on_a_cpu_keeps_its_memory_and_cpu_adam_has_a_gpus_share_of_the
         SimpleNamespace(cpus=8, gpus=0),
     ]
     monkeypatch.setattr(trainer.cluster, "nodes_now", lambda: nodes)
-    assert variables(0, "none") == variables(0, "optimizer") == trainer.KEEP_MEMORY
-    assert variables(8, "none") == {}
-    assert variables(8, "optimizer") == {"OMP_NUM_THREADS": "8"}
+    assert variables(0) == trainer.KEEP_MEMORY
+    assert variables(0, zero_stage=1) == variables(0, activation_checkpointing=True) == {}  # memory is short
+    assert variables(8) == {}
+    assert variables(8, offload="optimizer") == {"OMP_NUM_THREADS": "8"}
 
 
 def test_glibc_keeps_what_is_freed_and_gives_none_of_it_back() -> None:
@@ -316,7 +317,7 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_is_exported_is_the_whole_model(exports: Path, tiny_model: Path, stage: int) -> None:
-    export = exports / f"{stage}-1"
+    export = exports / str(WORLD) / f"{stage}-1"
     seen = torch.load(export / "seen.pt")
     verified = base.verify(export, seen["ids"], seen["logits"].numpy(), dtype="float32")
     assert verified["relative_error"] < 1e-6
