@@ -8,6 +8,7 @@ Out: on a terminal, live bars; elsewhere (a pipe, a job's log), a line now and t
         stage.result("40 steps, loss 0.12")
 """
 
+import math
 import os
 import signal
 import sys
@@ -368,7 +369,9 @@ def _above(row: Mapping[str, Any]) -> str:
 def _change(change: Mapping[str, float | None], word: str) -> str:
     value = change["value"] or 0.0
     colour = "green" if (value > 0) == (word == "gain") else "red"
-    if round(value, 2) == 0:
+    if not math.isfinite(value):
+        colour = "red"
+    elif round(value, 2) == 0:
         colour = "dim"
     text = f"{word} {_signed(value)}"
     if change["low"] is not None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ift import console
 from ift.console import own_terminal
 
 SCRIPT = """
@@ -90,3 +91,9 @@ def test_brackets_of_a_user_are_text(tmp_path: Path) -> None:
         os.close(target)
     assert "[/x] [red]not a style" in out.read_text()
     assert "[bold]not a style" in out.read_text()
+
+
+def test_a_change_that_is_no_number_is_no_good_news() -> None:
+    gone = {"value": float("nan"), "low": None, "high": None}
+    assert console._change(gone, "drop") == "[red]drop +nan[/]"
+    assert console._change({**gone, "value": 0.2}, "gain") == "[green]gain +0.20[/]"

@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from conftest import write_spec
 
-from ift import storage
+from ift import pipeline, storage
+from ift.tracking import gate
 from ift.tracking.client import mlflow_client
 
 pytestmark = pytest.mark.slow
@@ -273,6 +275,26 @@ def test_a_version_is_reproduced_to_the_bit_and_other_rows_are_told_before_train
     assert refused.status == 2
     assert "the stream of tiny/1 cannot be made again: sha256:" in refused.output
     assert not (folder / "other" / "train").exists()
+
+
+def test_a_held_out_task_that_fell_is_why_a_second_run_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without probes: there is no worst one to name."""
+    told: list[str] = []
+    forgetting = SimpleNamespace(on_breach="replay")
+    job: Any = SimpleNamespace(
+        spec=SimpleNamespace(forgetting=forgetting),
+        folder=Path("run"),
+        terminal=SimpleNamespace(note=told.append),
+    )
+    again = SimpleNamespace(check=lambda: None)
+    monkeypatch.setattr(pipeline, "_other", lambda *_: again)
+    fell = {"name": "nli", "held_out": True, "gain": {"value": -1.0, "low": -1.0, "high": -1.0}}
+    found = {"gate": gate.decide([fell], [], max_drop=0.05), "train": {"method": "full"}}
+    assert pipeline._second(job, found) is again
+    assert told == [
+        "it forgot too much (task nli: drop +1.000 [+1.000, +1.000], at most 0.05 allowed): a second run, with general "
+        "data mixed in (forgetting.on_breach)"
+    ]
 
 
 @pytest.mark.long

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ift.evaluate.forgetting import normalised
-from ift.evaluate.statistics import Interval, interval
+from ift.evaluate.statistics import FEW, Interval, interval
 
 MARGIN = 0.02  # a difference in score that nobody would train a model for
 _TRAINED, _READ = 6, 2  # operations a parameter and token
@@ -128,6 +128,12 @@ def _verdict(ways: Sequence[_Scored], trained_tokens: Mapping[str, int]) -> dict
     calls = _break_even(prompt, best, trained_tokens.get(best.way.name))
     found = {"prompt": prompt.way.name, "tuned": best.way.name, "gain": gain, "break_even_calls": calls}
     against = f"{best.value:.2f} against {prompt.value:.2f} with {_shots(prompt)} ({_signed(gain)})"
+    if not math.isfinite(value):
+        words = f"scores that are no numbers cannot tell: tuned {best.value:.2f} against {prompt.value:.2f}"
+        return {"kind": "unclear", "words": words, **found}
+    if len(best.scores) < FEW:
+        words = f"{len(best.scores)} items cannot tell, whatever they say: tuned {against}"
+        return {"kind": "unclear", "words": words, **found}
     if not prompt.beats_guessing and not best.beats_guessing:
         words = f"neither works: {against} is no better than guessing ({best.chance:.2f})"
         return {"kind": "neither", "words": words, **found}

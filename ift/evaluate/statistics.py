@@ -17,6 +17,7 @@ Interval = dict[str, float | None]
 RESAMPLES = 4000
 _AT_ONCE = 10**7  # numbers that are drawn at a time: what is in memory does not grow with the items
 EXACT = 12  # so many differences have few enough signs to try them all
+FEW = 6  # items below which no difference is told apart from chance, though all of them say the same
 
 
 def interval(values: NDArray[np.float64]) -> Interval:

@@ -19,9 +19,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ift.evaluate.statistics import FEW
+
 BEST_TO_WORST = ("pass", "unclear", "fail")
 LEVEL = 0.05  # how often a run that forgot nothing may be accused of a drop
-FEW = 6  # items below which no gain is told apart from chance, though all of them say the same
 
 
 def decide(
@@ -34,9 +35,9 @@ def decide(
     """The verdict, the mean and the worst drop, and a line for every check."""
     lines = [_held_out_line(t, max_drop) if t.get("held_out") else _task_line(t, min_gain) for t in tasks]
     lines += [_probe_line(probe, max_drop) for probe in probes]
-    if not tasks:
+    if all(task.get("held_out") for task in tasks):
         lines.append(
-            line("gain", "tasks", "unclear", "no task was measured: what the model gained is unknown")
+            line("gain", "tasks", "unclear", "no trained task was measured: what the model gained is unknown")
         )
     if not probes:
         lines.append(

@@ -162,6 +162,16 @@ def test_the_decision_is_plain_json_and_its_order_does_not_matter(gains, drops, 
         assert decision["worst_drop"] == max(drop["value"] for drop in drops)
 
 
+def test_what_was_gained_is_unknown_where_held_out_tasks_alone_were_measured() -> None:
+    task = {"name": "nli", "held_out": True, "gain": {"value": 0.0, "low": 0.0, "high": 0.0}}
+    probe = {"name": "lists", "drop": {"value": 0.0, "low": 0.0, "high": 0.0}}
+    found = decide([task], [probe], max_drop=0.05)
+    assert found["verdict"] == "unclear"
+    assert [row["detail"] for row in found["lines"] if row["verdict"] == "unclear"] == [
+        "no trained task was measured: what the model gained is unknown"
+    ]
+
+
 def test_a_held_out_task_need_not_gain_but_may_not_lose() -> None:
     def verdict(value: float, low: float, high: float) -> str:
         task = {"name": "nli", "held_out": True, "gain": {"value": value, "low": low, "high": high}}
