@@ -697,11 +697,13 @@ class Job:
 
     def _choice(self) -> dict[str, Any]:
         """What the plan settled, as the job's fields."""
-        choice = (self._planned() or {})["choice"]
+        planned = self._planned() or {}
+        choice = planned["choice"]
         method = choice["method"]
         adapter = self._adapter() if method == "lora" else None
         rate = self.spec.train.rate(method)
-        return {**{key: choice[key] for key in _CHOSEN}, "adapter": adapter, "learning_rate": rate}
+        more = {"adapter": adapter, "learning_rate": rate, "largest_tensor": planned["shape"]["largest"]}
+        return {**{key: choice[key] for key in _CHOSEN}, **more}
 
     def _planned_bytes(self) -> int:
         """What the plan counts for a worker: of its GPU, or of its process where there is none."""

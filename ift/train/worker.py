@@ -83,6 +83,10 @@ class Worker:
             cluster.without_gpu()
             if job.threads:
                 torch.set_num_threads(job.threads)
+        else:
+            cluster.with_own_gpu()
+            # DeepSpeed goes by it, and Ray's order of a node's GPUs is another where there are more than ten
+            os.environ["LOCAL_RANK"] = str(self.device.index or 0)
         torch.manual_seed(job.seed)
         self.encoder_decoder = base.is_encoder_decoder(job.model_dir)
         self.stream = Stream(job.stream_dir)
@@ -423,6 +427,7 @@ def settle_attention(
         lambda: probe_isolation(engine.module, packs, engine.device),
         isolation_tolerance(job.dtype),
         worst=lambda error: float(engine.largest(torch.tensor([error], dtype=torch.float64))),
+        partitioned=job.zero_stage == 3,
         notify=notify,
     )
     return name

@@ -77,6 +77,42 @@ def test_gradients_are_summed_in_fp32_and_at_stage_1_reduced_so(stage: int, redu
     assert config["bf16"] == {"enabled": True, "immediate_grad_update": True}
 
 
+def test_a_buffer_to_a_disk_holds_a_workers_part_of_the_largest_tensor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def sizes(largest: int, **changes: Any) -> list[Any]:
+        job = job_for(Path("m"), zero_stage=3, nvme=Path("/disk"), largest_tensor=largest, **changes)
+        found = engines.deepspeed_config(job, 2)["zero_optimization"]
+        return [found[key].get("buffer_size") for key in ("offload_optimizer", "offload_param") if key in found]
+
+    assert sizes(525_336_577, offload="parameters") == [None, 262_668_289]
+    assert sizes(1000, offload="parameters") == [None, 100_000_000]  # DeepSpeed's own
+    assert sizes(525_336_576, offload="optimizer") == [None]
+
+
+def test_tied_weights_stay_tied_in_the_hosts_memory() -> None:
+    class OnGpu:
+        """A view at `place` of a flat array on a GPU."""
+
+        def __init__(self, place: int, shape: tuple[int, ...]) -> None:
+            self.place, self.shape = place, shape
+
+        def data_ptr(self) -> int:
+            return self.place
+
+        def stride(self) -> tuple[int, ...]:
+            return tuple(reversed(self.shape))
+
+        def cpu(self) -> object:
+            return object()
+
+    state = {"embed": OnGpu(0, (4, 2)), "norm": OnGpu(32, (2,)), "head": OnGpu(0, (4, 2)), "row": OnGpu(0, (2,))}
+    found = engines._on_host(state)
+    assert list(found) == list(state)
+    assert found["embed"] is found["head"]
+    assert len(set(map(id, found.values()))) == 3
+
+
 @pytest.mark.parametrize(
     ("global_batch", "world", "micro_batch", "rounds"),
     [(5, 2, 1, 3), (5, 2, 2, 2), (4, 8, 1, 1), (8, 1, 3, 3)],
