@@ -223,6 +223,13 @@ def nodes_now() -> list[Node]:
     return [Node.of(n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
 
 
+def free_gpus() -> int:
+    """The most GPUs that nothing uses now on one node of the cluster that this process is connected to."""
+    from ray._private.state import available_resources_per_node
+
+    return max((int(free.get("GPU", 0)) for free in available_resources_per_node().values()), default=0)
+
+
 def grows() -> bool:
     """Whether an autoscaler can add nodes to the cluster that this process is connected to."""
     from ray.autoscaler.v2.utils import is_autoscaler_v2

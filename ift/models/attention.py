@@ -189,8 +189,8 @@ def settle(
     """Use the first of `names` whose `probe` is within `tolerance`: its name and its error.
 
     `worst` is the largest of all ranks' errors, so that they settle on the same; what cannot be computed at all has an
-    infinite one. In a `partitioned` model (ZeRO-3) a forward pass gathers weights of all ranks: one that fails within it
-    may be alone, so it cannot ask the others, who wait for those weights, and ends. Raises `IftError` where none is
+    infinite one. In a `partitioned` model (ZeRO-3) a forward pass gathers weights of all ranks: one that fails within
+    it may be alone, so it cannot ask the others, who wait for those weights, and ends. Raises `IftError` where none is
     exact: then packed documents see each other, whoever computes.
     """
     assert names, "an attention there must be"
@@ -209,7 +209,11 @@ def settle(
         ) as failure:  # of a kernel, or of what compiles it
             error, why = math.inf, f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
             # code that refuses a model does so on every rank; a kernel and its compiler may fail on one
-            if partitioned and isinstance(failure, RuntimeError) and not isinstance(failure, NotImplementedError):
+            if (
+                partitioned
+                and isinstance(failure, RuntimeError)
+                and not isinstance(failure, NotImplementedError)
+            ):
                 raise IftError(
                     f"{name} attention cannot be computed in this model here: {why}", hint=_OTHER
                 ) from failure

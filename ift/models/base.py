@@ -34,7 +34,11 @@ ROUNDED = 0.1  # between two kernels in bfloat16, whose eight bits make some per
 BASE = "the base model"  # among the licences that a run's results name
 _SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
 _WEIGHTS = ("*.safetensors", *_SETTINGS)
-_TWICE = ["consolidated*"]  # the same weights once more, for the publisher's own program
+_TWICE = [
+    "consolidated*",
+    "original/*",
+    "metal/*",
+]  # the same weights once more, for the publisher's own program
 
 
 def resolve(

@@ -434,7 +434,9 @@ def _on_gpu(job: _Job, choice: Choice) -> dict[str, dict[str, int]]:
     else:
         gradients = {1: 4 * trained + 2 * way.largest}.get(stage, 4 * part + staged)
         optimizer = 12 * part
-        copies = 0 if stage == 1 else 2 * 2 * bucket  # the bucket and its double, for overlap: whole, as in fp32
+        copies = (
+            0 if stage == 1 else 2 * 2 * bucket
+        )  # the bucket and its double, for overlap: whole, as in fp32
     if choice.offload != "none":
         optimizer = 0
         if stage == 3:

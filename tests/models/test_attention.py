@@ -588,7 +588,7 @@ def test_a_kernel_that_fails_is_passed_over_or_named() -> None:
     assert attention.settle(model, ["packed", "sdpa"], probe, 1e-3, notify=said.append) == ("sdpa", 0.0)
     assert said == ["packed attention is not exact in this model here: RuntimeError: no kernel image"]
     with pytest.raises(
-        IftError, match="packed attention cannot be computed in this model here: RuntimeError"
+        IftError, match=r"packed attention cannot be computed in this model here: RuntimeError"
     ):
         attention.settle(model, ["packed"], probe, 1e-3)
     with pytest.raises(IftError, match="flash attention cannot be computed in this model here: ImportError"):
@@ -619,7 +619,7 @@ def test_what_one_rank_alone_may_meet_is_not_voted_on() -> None:
     for partitioned in (False, True):
         with pytest.raises(torch.OutOfMemoryError):
             settled(torch.OutOfMemoryError("CUDA out of memory"), partitioned=partitioned)
-    with pytest.raises(IftError, match="packed attention cannot be computed .*: RuntimeError: no kernel"):
+    with pytest.raises(IftError, match=r"packed attention cannot be computed .*: RuntimeError: no kernel"):
         settled(RuntimeError("no kernel"), partitioned=True)
     assert asked == []
     for refusal in (NotImplementedError("softcap"), ImportError("flash_attn"), ValueError("heads")):

@@ -214,7 +214,9 @@ def test_one_gpu_with_the_optimizer_offloaded_keeps_its_gradients_in_fp32_at_sta
     assert found.choice is not None
     assert found.choice.zero_stage == 2
     reasons = {c.choice.zero_stage: c.reason for c in found.considered if c.memory is None}
-    assert reasons[1].startswith("with the optimizer offloaded, stage 1 sums all gradients in fp32 on the GPU")
+    assert reasons[1].startswith(
+        "with the optimizer offloaded, stage 1 sums all gradients in fp32 on the GPU"
+    )
     assert reasons[3] == "one worker has nobody to divide with"
     rows = found.of(replace(found.choice, micro_batch=1, activation_checkpointing=True)).memory
     assert rows is not None
@@ -240,7 +242,9 @@ def test_buffers_to_a_disk_hold_a_part_of_the_largest_tensor() -> None:
     choice = Choice("full", 3, "parameters", True, 1)
     large = replace(llama(70_000_000_000, layers=80, hidden=8192), largest=3_000_000_000)
     assert plans.swap_buffer(100_000, 2) == 100_000_000
-    job = plans._Job(large, ways_of(large, "bf16", 1024), 1024, 64, 0.25, gpus(2), "bf16", "none", True, False)
+    job = plans._Job(
+        large, ways_of(large, "bf16", 1024), 1024, 64, 0.25, gpus(2), "bf16", "none", True, False
+    )
     held = plans._on_host(job, choice)
     words = "what is offloaded, and the copy of a checkpoint that is being written"
     assert held[words] == 2 * (plans._GPU_PROCESS + 16 * 1_000_000_000 + 5 * 2 * 1_500_000_000)
