@@ -430,13 +430,12 @@ def _on_gpu(job: _Job, choice: Choice) -> dict[str, dict[str, int]]:
     if job.precision == "fp32":
         gradients = {0: 4 * trained, 1: 4 * trained + staged}.get(stage, 4 * part + staged)
         optimizer = 8 * trained if stage == 0 else 12 * part
-        copies = 4 * min(trained, WHOLE_BUCKET + way.largest) if stage == 0 else 2 * 4 * bucket
+        whole = min(trained, WHOLE_BUCKET + way.largest) if workers > 1 else 0  # one alone reduces nothing
+        copies = 4 * whole if stage == 0 else 2 * 4 * bucket  # the bucket and its double, for overlap
     else:
         gradients = {1: 4 * trained + 2 * way.largest}.get(stage, 4 * part + staged)
         optimizer = 12 * part
-        copies = (
-            0 if stage == 1 else 2 * 2 * bucket
-        )  # the bucket and its double, for overlap: whole, as in fp32
+        copies = 0 if stage == 1 else 2 * 2 * bucket
     if choice.offload != "none":
         optimizer = 0
         if stage == 3:

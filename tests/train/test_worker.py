@@ -370,7 +370,7 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_is_exported_is_the_whole_model(exports: Path, tiny_model: Path, stage: int) -> None:
-    export = exports / f"{stage}-1"
+    export = exports / str(WORLD) / f"{stage}-1"
     seen = torch.load(export / "seen.pt")
     verified = base.verify(export, seen["ids"], seen["logits"].numpy(), dtype="float32")
     assert verified["relative_error"] < 1e-6
