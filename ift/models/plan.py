@@ -334,7 +334,7 @@ def _impossible(job: _Job, choice: Choice, asked: Asked) -> str:
             return "weights of 4 bits need a GPU"
         if stage == 3:
             return "ZeRO-3 cannot divide weights of 4 bits among the workers"
-    least = 1 if job.precision == "bf16" or offload == "optimizer" else 0
+    least = 1 if job.precision == "bf16" else 0
     if offload == "optimizer":  # the first stage that can do that at all, as above
         least = 3 if job.nvme else 2 if job.precision == "bf16" else 1
     if alone and offload != "parameters" and stage > least and asked.zero_stage is None:
