@@ -24,6 +24,7 @@ from ift import stopping
 from ift.errors import IftError
 from ift.places import Place
 
+_WITHOUT_GPU = {"DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1"}
 OBJECT_STORE = 2**30  # bytes, of a Ray that is started here
 GPU_WAIT_S = 600.0  # for the first one, where no spec says
 
@@ -64,8 +65,15 @@ def without_gpu() -> None:
 
     Nothing is compiled there, and DeepSpeed imports torch's compiler all the same: 4 s.
     """
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    for name, value in _WITHOUT_GPU.items():
+        os.environ.setdefault(name, value)
+
+
+def with_own_gpu() -> None:
+    """Take back what `without_gpu` said, in a process that has a GPU and was started by one that saw none."""
+    for name, value in _WITHOUT_GPU.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
 
 
 def asked_address(given: str | None) -> str | None:
@@ -87,7 +95,7 @@ def connect(address: str | None, *, workers: int | None) -> Iterator[Resources]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # ift.train.trainer looks itself
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a process more, and nobody's business
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # Ray has a process a core for it
-    if not _has_gpu():
+    if not has_gpu():
         without_gpu()
     import ray
 
@@ -213,6 +221,13 @@ def nodes_now() -> list[Node]:
     import ray
 
     return [Node.of(n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
+
+
+def free_gpus() -> int:
+    """The most GPUs that nothing uses now on one node of the cluster that this process is connected to."""
+    from ray._private.state import available_resources_per_node
+
+    return max((int(free.get("GPU", 0)) for free in available_resources_per_node().values()), default=0)
 
 
 def grows() -> bool:
@@ -351,8 +366,9 @@ def _tighten_token() -> None:
             token.chmod(0o600)
 
 
-def _has_gpu() -> bool:
-    return os.path.exists("/dev/nvidiactl")
+def has_gpu() -> bool:
+    """Whether this machine has a GPU, without importing torch: NVIDIA's, AMD's, or one of Windows' (WSL 2)."""
+    return any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")))
 
 
 def workers_of(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ift import storage
 from ift.errors import IftError
-from ift.models import base
+from ift.models import base, quantised
 from ift.spec import ModelSpec, Spec
 
 if TYPE_CHECKING:
@@ -63,9 +63,12 @@ def fetch_model(
     progress: base.Progress | None = None,
     notify: Callable[[str], None] = lambda _: None,
     note: Callable[[str], None] | None = None,
+    to_train: bool = False,
 ) -> Path:
-    """`fetch` of a spec's `model`, with its chat template where the spec has one."""
+    """`fetch` of a spec's `model`, with its chat template where the spec has one; `to_train` with ordinary weights."""
     folder = fetch(**model.place, uri=uri, progress=progress, notify=notify, note=note)
+    if to_train:
+        folder = quantised.ordinary(folder, model.source, cache=storage.cache_dir(), notify=notify)
     if not (model.chat_template or model.chat_template_options):
         return folder
     return base.with_chat_template(folder, model.chat_template, model.chat_template_options)

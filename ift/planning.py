@@ -24,7 +24,7 @@ from ift import cluster, fetching, storage
 from ift.console import printable
 from ift.errors import IftError, nearest
 from ift.models import plan as plans
-from ift.models import remote_code, speed
+from ift.models import quantised, remote_code, speed
 from ift.models.adapters import Adapter
 from ift.models.plan import GIB, Asked, Choice, Considered, Machine, Plan, times
 from ift.spec import Spec
@@ -76,6 +76,7 @@ def decide(
         trust_remote_code=trust_remote_code,
         notify=notify,
     )
+    quantised.check(config.to_dict(), _short(source))
     shape = shapes.shape_of(config, _short(source))
     if attention == "auto":
         attention = "packed" if machine.gpu_bytes is None else "varlen"

@@ -121,6 +121,7 @@ class Job:
                 progress=_megabytes(stage),
                 notify=stage.status,
                 note=stage.note,
+                to_train=True,
             )
             if base.is_adapter(folder):
                 raise IftError(
@@ -495,7 +496,8 @@ class Job:
         follower = Follower(
             self.folder, steps=job.steps, stage=stage, wake=self.tracker.wake, work=self._operations(job)
         )
-        if (note := self._beside_on_cpus(resources, most)) is not None:
+        beside, note = self._beside(resources, most)
+        if note is not None:
             stage.note(note)
         stage.status(f"starting {most} workers")
         result = trainer.fit(
@@ -508,8 +510,8 @@ class Job:
             hang_timeout_s=spec.train.hang_timeout_s,
             on_event=follower,
             smaller=lambda job: self._smaller(job, resources),
-            score=lambda model: self._validation_score(model, spare_gpu=resources.gpus > most),
-            look=lambda step, model: self._look(step, model, spare_gpu=resources.gpus > most),
+            score=lambda model: self._validation_score(model, gpus=beside),
+            look=lambda step, model: self._look(step, model, gpus=beside),
         )
         stage.status("reloading the exported model")
         gpus = gpus_a_copy(job.export_dir, result["dtype"]) if resources.gpus else 0
@@ -547,19 +549,54 @@ class Job:
             "reload_error": verified["relative_error"],
         }
 
-    def _beside_on_cpus(self, resources: cluster.Resources, workers: int) -> str | None:
-        """What to say where the workers take all GPUs and a large model is graded beside them, slowly; else None."""
-        spec = self.spec
-        asked = [
-            *(["train.best_by=metric"] if spec.train.best_by == "metric" else []),
-            *(["forgetting.look_steps"] if spec.forgetting.look_steps else []),
-        ]
-        if not asked or not 0 < resources.gpus <= workers or self.parameters <= _LARGE:
-            return None
-        move = f"cluster.workers={workers - 1} leaves a GPU" if workers > 1 else "a second GPU would do it"
-        return (
-            f"the workers take all GPUs, so what {' and '.join(asked)} asks for is computed on CPUs in fp32, and "
+    def _beside(self, resources: cluster.Resources, workers: int) -> tuple[int, str | None]:
+        """How many GPUs of one node a model is graded on while the workers train, 0 for CPUs; and what to say of it.
+
+        Raises `IftError` where neither the GPUs that they leave nor a node's memory hold it.
+        """
+        from ift.evaluate.evaluator import gpus_a_copy
+
+        asked = self._asked_beside()
+        if not asked or not resources.gpus:
+            return 0, None
+        spare, each = resources.gpus - workers, 1
+        if spare > 0 or self.parameters > _LARGE:
+            try:
+                each = gpus_a_copy(self.model_dir, "bfloat16", self._quantize(self.model_dir))
+            except IftError:  # no node has as many
+                each = resources.gpus + 1
+        if each <= spare:
+            return each, None
+        leaves = "a GPU" if each == 1 else f"{each} GPUs"
+        fewer = resources.gpus - each
+        move = f"cluster.workers={fewer} leaves {leaves}" if fewer > 0 else None
+        self._require_room_beside(move)
+        if self.parameters <= _LARGE:
+            return 0, None
+        taken = "the workers take all GPUs" if spare <= 0 else f"a copy takes {each} GPUs of one node"
+        move = move or ("a second GPU would do it" if each == 1 else "a larger node would do it")
+        return 0, (
+            f"{taken}, so what {asked} asks for is computed on CPUs in fp32, and "
             f"{self.parameters / 1e9:.1f} B parameters take long there; {move}"
+        )
+
+    def _asked_beside(self) -> str:
+        """What of the spec has models graded while the workers train; "" for nothing."""
+        metric, looks = self.spec.train.best_by == "metric", self.spec.forgetting.look_steps
+        return " and ".join(["train.best_by=metric"] * metric + ["forgetting.look_steps"] * bool(looks))
+
+    def _require_room_beside(self, move: str | None) -> None:
+        """Raise `IftError` where a node's memory does not hold the model in fp32."""
+        memory = (self._planned() or {}).get("machine", {}).get("host_bytes_per_node")
+        if memory is None or 4 * self.parameters <= memory:
+            return
+        asked = self._asked_beside()
+        raise IftError(
+            f"what {asked} asks for is computed while the workers train, and there is no room for it: the GPUs that "
+            f"they leave are too few, and {self.parameters / 1e9:.1f} B parameters in fp32 take "
+            f"{4 * self.parameters / storage.GIB:,.0f} GiB of a node's {memory / storage.GIB:,.0f}",
+            wanted="GPUs of one node without a worker, or a node with more memory",
+            hint=f"{move}; or leave {asked} out" if move else f"leave {asked} out",
         )
 
     def _operations(self, job: Any) -> Callable[[int, int], float] | None:
@@ -699,11 +736,13 @@ class Job:
 
     def _choice(self) -> dict[str, Any]:
         """What the plan settled, as the job's fields."""
-        choice = (self._planned() or {})["choice"]
+        planned = self._planned() or {}
+        choice = planned["choice"]
         method = choice["method"]
         adapter = self._adapter() if method == "lora" else None
         rate = self.spec.train.rate(method)
-        return {**{key: choice[key] for key in _CHOSEN}, "adapter": adapter, "learning_rate": rate}
+        more = {"adapter": adapter, "learning_rate": rate, "largest_tensor": planned["shape"]["largest"]}
+        return {**{key: choice[key] for key in _CHOSEN}, **more}
 
     def _planned_bytes(self) -> int:
         """What the plan counts for a worker: of its GPU, or of its process where there is none."""
@@ -725,13 +764,13 @@ class Job:
         self._settle(replace(found, choice=choice))
         return replace(job, **self._choice()), str(choice)
 
-    def _validation_score(self, model_dir: Path, *, spare_gpu: bool) -> float:
+    def _validation_score(self, model_dir: Path, *, gpus: int) -> float:
         """The mean over tasks of their metric on the validation items: what `train.best_by: metric` goes by."""
         items = storage.read_jsonl(self.folder / "prepare" / "validation_items.jsonl")
-        scores = means(self._aside(model_dir, items, spare_gpu=spare_gpu)).values()
+        scores = means(self._aside(model_dir, items, gpus=self._still_free(gpus))).values()
         return sum(scores) / len(scores)
 
-    def _look(self, step: int, model_dir: Path, *, spare_gpu: bool) -> float:
+    def _look(self, step: int, model_dir: Path, *, gpus: int) -> float:
         """The mean drop of the probes behind `step`, from a few items of each; a line of `looks.jsonl`.
 
         With it the gain of the tasks, on validation items. What is in the file is not asked again.
@@ -749,8 +788,9 @@ class Job:
             + storage.read_jsonl(self.folder / "prepare" / "validation_items.jsonl"),
             most,
         )
-        before = self._aside(self.model_dir, items, spare_gpu=spare_gpu)
-        after = self._aside(model_dir, items, before, spare_gpu=spare_gpu)
+        gpus = self._still_free(gpus)
+        before = self._aside(self.model_dir, items, gpus=gpus)
+        after = self._aside(model_dir, items, before, gpus=gpus)
         tasks, probes = forgetting.compare(before, after)
         drop = forgetting.mean_drop(before, after)["value"]
         line = {
@@ -767,23 +807,31 @@ class Job:
         shutil.rmtree(model_dir, ignore_errors=True)
         return float("nan") if drop is None else float(drop)
 
+    def _still_free(self, gpus: int) -> int:
+        """So many GPUs where one node has them free; else 0, for CPUs: what the workers leave may lie on several."""
+        if not gpus or cluster.free_gpus() >= gpus:
+            return gpus
+        self._require_room_beside(None)
+        return 0
+
     def _aside(
         self,
         model_dir: Path,
         items: Sequence[Manifest],
         base: list[Manifest] | None = None,
         *,
-        spare_gpu: bool,
+        gpus: int,
     ) -> list[Manifest]:
-        """Predictions while the workers train on: on a GPU that they leave, else on CPUs."""
+        """Predictions while the workers train on: by one copy of the model on `gpus` that they leave, 0 for CPUs."""
         from ift.evaluate.evaluator import evaluate, store_of
 
-        dtype, quantize = "bfloat16" if spare_gpu else "float32", self._quantize(model_dir)
+        dtype, quantize = "bfloat16" if gpus else "float32", self._quantize(model_dir)
         return evaluate(
             model_dir,
             items,
             actors=1,
-            gpus=int(spare_gpu),
+            gpus=gpus,
+            gpus_a_copy=max(1, gpus),
             threads=max(1, (os.cpu_count() or 1) // 2),
             batch_tokens=self.spec.evaluate.batch_tokens,
             dtype=dtype,
@@ -791,7 +839,7 @@ class Job:
             ranking=self.spec.evaluate.ranking,
             allow_code=self.spec.evaluate.allow_code,
             base=base,
-            store=store_of(self.cache, model_dir, gpus=int(spare_gpu), dtype=dtype, quantize=quantize),
+            store=store_of(self.cache, model_dir, gpus=gpus, dtype=dtype, quantize=quantize),
         )
 
     def register(self, into: Path, summary: Manifest) -> Manifest:

@@ -61,13 +61,36 @@ def test_a_submitted_job_does_not_work_in_rays_folder(
     assert stopping.patience(os.environ) == 600
 
 
+@pytest.mark.parametrize("device", ["nvidiactl", "kfd", "dxg"])
+def test_gpus_of_all_kinds_are_seen(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    there: set[str] = set()
+    monkeypatch.setattr(cluster.os.path, "exists", there.__contains__)
+    assert not cluster.has_gpu()
+    there.add(f"/dev/{device}")
+    assert cluster.has_gpu()
+
+
+def test_a_worker_with_a_gpu_takes_back_what_a_driver_without_one_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("DS_ACCELERATOR", "TORCHDYNAMO_DISABLE"):
+        monkeypatch.delenv(name, raising=False)
+    cluster.without_gpu()
+    assert (os.environ["DS_ACCELERATOR"], os.environ["TORCHDYNAMO_DISABLE"]) == ("cpu", "1")
+    cluster.with_own_gpu()
+    assert not {"DS_ACCELERATOR", "TORCHDYNAMO_DISABLE"} & set(os.environ)
+    monkeypatch.setenv("DS_ACCELERATOR", "xpu")  # somebody else's word
+    cluster.with_own_gpu()
+    assert os.environ["DS_ACCELERATOR"] == "xpu"
+
+
 @pytest.mark.slow
 def test_a_head_without_gpus_says_nothing_of_itself_to_workers_that_have_some(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("DS_ACCELERATOR", "TORCHDYNAMO_DISABLE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(cluster, "_has_gpu", lambda: False)
+    monkeypatch.setattr(cluster, "has_gpu", lambda: False)
     asked: dict[str, Any] = {}
 
     def init(**options: Any) -> None:

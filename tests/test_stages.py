@@ -142,10 +142,57 @@ def test_a_large_model_that_is_graded_on_cpus_is_told_of(
         Terminal(Console(file=io.StringIO())),
     )
     resources = Resources(cpus=64, gpus=gpus, nodes=1)
-    assert job._beside_on_cpus(resources, workers) is None  # it is small
+    assert job._beside(resources, workers)[1] is None  # it is small
     job.parameters = 7 * 10**9
-    told = job._beside_on_cpus(resources, workers)
+    beside, told = job._beside(resources, workers)
+    assert beside == (1 if overrides and gpus > workers else 0)
     assert (told is None) if says is None else says in (told or "")
+
+
+def test_a_model_that_takes_several_gpus_is_graded_on_several_or_refused(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = specs.load(write_spec(tmp_path, tiny_model), ["forgetting.look_steps=5"])
+    job = Job(spec, tmp_path / "run", Terminal(Console(file=io.StringIO())))
+    job.parameters, needed, memory = 70 * 10**9, 3, 2000
+    nodes = Resources(cpus=64, gpus=8, nodes=1)
+
+    def a_copy(*_: Any) -> int:
+        if needed > 8:
+            raise IftError("no node has as many")
+        return needed
+
+    monkeypatch.setattr("ift.evaluate.evaluator.gpus_a_copy", a_copy)
+    monkeypatch.setattr(job, "_planned", lambda: {"machine": {"host_bytes_per_node": memory * storage.GIB}})
+    assert job._beside(nodes, 5) == (3, None)
+    gpus, told = job._beside(nodes, 6)
+    assert gpus == 0
+    assert told is not None
+    assert told.startswith(
+        "a copy takes 3 GPUs of one node, so what forgetting.look_steps asks for is computed on CPUs"
+    )
+    assert told.endswith("cluster.workers=5 leaves 3 GPUs")
+    memory = 256
+    with pytest.raises(IftError) as caught:
+        job._beside(nodes, 6)
+    assert "70.0 B parameters in fp32 take 261 GiB of a node's 256" in caught.value.what
+    assert caught.value.hint == "cluster.workers=5 leaves 3 GPUs; or leave forgetting.look_steps out"
+    needed = 9
+    with pytest.raises(IftError) as caught:
+        job._beside(nodes, 5)
+    assert caught.value.hint == "leave forgetting.look_steps out"
+
+    # what the workers leave lies on two nodes
+    monkeypatch.setattr("ift.stages.cluster.free_gpus", lambda: 2)
+    assert job._still_free(2) == 2
+    with pytest.raises(IftError, match="there is no room for it"):
+        job._still_free(3)
+    memory = 2000
+    assert job._still_free(3) == 0
+    heard: dict[str, Any] = {}
+    monkeypatch.setattr("ift.evaluate.evaluator.evaluate", lambda *_, **how: heard.update(how))
+    job._aside(tiny_model, [], gpus=3)
+    assert (heard["actors"], heard["gpus"], heard["gpus_a_copy"], heard["dtype"]) == (1, 3, 3, "bfloat16")
 
 
 def test_a_run_that_ended_early_says_so_and_whose_weights_came_out() -> None:
@@ -167,7 +214,7 @@ def test_what_is_measured_beside_the_training_is_measured_as_the_rest(
     job = Job(spec, tmp_path / "run", Terminal(Console(file=io.StringIO())))
     heard: dict[str, Any] = {}
     monkeypatch.setattr("ift.evaluate.evaluator.evaluate", lambda *_, **how: heard.update(how))
-    job._aside(tiny_model, [], spare_gpu=False)
+    job._aside(tiny_model, [], gpus=0)
     assert (heard["ranking"], heard["allow_code"]) == ("unconditional", True)
 
 

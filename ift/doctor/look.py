@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ift import storage
+from ift import cluster, storage
 
 SHM = Path("/dev/shm")
 COMPARED = ("ray", "torch", "deepspeed", "transformers", "ift")  # have to be equal on all nodes
@@ -121,7 +121,7 @@ def _driver() -> str | None:
 
 def ops() -> dict[str, Any]:
     """Whether DeepSpeed's kernels are prebuilt, can be compiled here, or neither; and what compiling needs."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl") else "cpu")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if cluster.has_gpu() else "cpu")
     if os.environ["DS_ACCELERATOR"] == "cpu":  # torch's compiler, 2 s to import, has nothing to do on a CPU
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     found: dict[str, Any] = {

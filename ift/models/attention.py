@@ -46,6 +46,7 @@ _IMPLEMENTATIONS = {  # our names -> those that transformers knows them by
 _ON_GPU, _ON_CPU = ("varlen", "flash", "flex", "sdpa"), ("packed", "sdpa")
 _HALVES = (torch.bfloat16, torch.float16)
 _TAKE_BOUNDARIES = {"ift_packed", "ift_varlen", "flash_attention_2"}
+_OTHER = "set train.attention=sdpa"
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout")  # as the families call it in their config
 
 
@@ -182,12 +183,15 @@ def settle(
     tolerance: float,
     *,
     worst: Callable[[float], float] = lambda error: error,
+    partitioned: bool = False,
     notify: Callable[[str], None] = lambda _: None,
 ) -> tuple[str, float]:
     """Use the first of `names` whose `probe` is within `tolerance`: its name and its error.
 
     `worst` is the largest of all ranks' errors, so that they settle on the same; what cannot be computed at all has an
-    infinite one. Raises `IftError` where none is exact: then packed documents see each other, whoever computes.
+    infinite one. In a `partitioned` model (ZeRO-3) a forward pass gathers weights of all ranks: one that fails within
+    it may be alone, so it cannot ask the others, who wait for those weights, and ends. Raises `IftError` where none is
+    exact: then packed documents see each other, whoever computes.
     """
     assert names, "an attention there must be"
     error, why = math.inf, ""
@@ -195,6 +199,8 @@ def settle(
         try:
             use(model, name)
             error, why = probe(), ""
+        except (torch.OutOfMemoryError, torch.distributed.DistError):
+            raise  # says nothing of the attention
         except (
             ImportError,
             RuntimeError,
@@ -202,6 +208,15 @@ def settle(
             ValueError,
         ) as failure:  # of a kernel, or of what compiles it
             error, why = math.inf, f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
+            # code that refuses a model does so on every rank; a kernel and its compiler may fail on one
+            if (
+                partitioned
+                and isinstance(failure, RuntimeError)
+                and not isinstance(failure, NotImplementedError)
+            ):
+                raise IftError(
+                    f"{name} attention cannot be computed in this model here: {why}", hint=_OTHER
+                ) from failure
         error = worst(math.inf if math.isnan(error) else error)
         if error <= tolerance:
             return name, error
@@ -209,7 +224,7 @@ def settle(
     if math.isinf(error):
         raise IftError(
             f"{names[-1]} attention cannot be computed in this model here: {why or 'it is not a number'}",
-            hint="set train.attention=sdpa",
+            hint=_OTHER,
         )
     raise IftError(
         f"packed documents see each other in this model: packing changes its logits by {error:.1%}",

@@ -323,6 +323,10 @@ def _impossible(job: _Job, choice: Choice, asked: Asked) -> str:
         return "without a GPU there is nothing to offload from"
     if offload == "optimizer" and stage == 0:
         return "offloading the optimizer needs ZeRO stage 1 or more"
+    if offload == "optimizer" and stage < 3 and job.nvme:
+        return "DeepSpeed offloads to a disk under ZeRO-3 alone"
+    if offload == "optimizer" and stage == 1 and job.precision == "bf16":
+        return "with the optimizer offloaded, stage 1 sums all gradients in fp32 on the GPU, and stage 2 its own part"
     if offload == "parameters" and stage < 3:
         return "offloading the weights needs ZeRO stage 3"
     if choice.method == "lora" and job.quantize == "4bit":
@@ -330,7 +334,9 @@ def _impossible(job: _Job, choice: Choice, asked: Asked) -> str:
             return "weights of 4 bits need a GPU"
         if stage == 3:
             return "ZeRO-3 cannot divide weights of 4 bits among the workers"
-    least = 1 if job.precision == "bf16" or offload == "optimizer" else 0
+    least = 1 if job.precision == "bf16" else 0
+    if offload == "optimizer":  # the first stage that can do that at all, as above
+        least = 3 if job.nvme else 2 if job.precision == "bf16" else 1
     if alone and offload != "parameters" and stage > least and asked.zero_stage is None:
         return "one worker has nobody to divide with"
     return ""
@@ -421,22 +427,25 @@ def _on_gpu(job: _Job, choice: Choice) -> dict[str, dict[str, int]]:
     bucket = BUCKET["gpu"]
     staged = wide * min(trained, bucket) + wide * way.largest  # what is on its way to be reduced
     gradients, optimizer, copies = 0, 0, 0
+    norms, stepping = 0, 8 * way.largest if stage else 0  # in fp64, one tensor at a time
     if job.precision == "fp32":
-        gradients = {0: 4 * trained, 1: 4 * trained}.get(stage, 4 * part + staged)
+        gradients = {0: 4 * trained, 1: 4 * trained + staged}.get(stage, 4 * part + staged)
         optimizer = 8 * trained if stage == 0 else 12 * part
         whole = min(trained, WHOLE_BUCKET + way.largest) if workers > 1 else 0  # one alone reduces nothing
-        copies = 4 * (whole if stage == 0 else min(trained, bucket))
+        copies = 4 * whole if stage == 0 else 2 * 4 * bucket  # the bucket and its double, for overlap
     else:
         gradients = {1: 4 * trained + 2 * way.largest}.get(stage, 4 * part + staged)
         optimizer = 12 * part
-        copies = 0 if stage == 1 else 2 * 2 * bucket  # the bucket and its double, for overlap
+        copies = 0 if stage == 1 else 2 * 2 * bucket
     if choice.offload != "none":
         optimizer = 0
         if stage == 3:
             gradients = staged  # the sums are on the host
+        else:  # a buffer for the largest gradient; and its norm is taken in the backward pass
+            copies += wide * way.largest
+            norms, stepping = 8 * min(way.largest, part), 0
     activations, logits = _passes(job, choice)
     steady = {"weights": weights, "optimizer": optimizer, "process": _CONTEXT}
-    stepping = 8 * way.largest if stage else 0
     stepping += 4 * min(part, _SUB_GROUP) if stage == 3 and choice.offload == "none" else 0
     return {
         "in the backward pass": {
@@ -444,7 +453,7 @@ def _on_gpu(job: _Job, choice: Choice) -> dict[str, dict[str, int]]:
             "gradients": gradients,
             "activations": activations,
             "logits": logits,
-            "buffers": copies,
+            "buffers": copies + norms,
         },
         "in the optimizer's step": {
             **steady,
@@ -466,11 +475,15 @@ def _on_host(job: _Job, choice: Choice) -> dict[str, int]:
     if choice.offload != "none":
         # weights and gradients in fp32, two moments; 16-bit weights on their way back to the GPU
         offloaded = _pinned(4 * part) + 8 * part + _pinned(4 * part) + _pinned(wide * part)
-        offloaded += _pinned(4 * part) if choice.zero_stage == 3 else 0
+        if choice.zero_stage == 3 or job.precision == "fp32":
+            offloaded += _pinned(4 * part)
+        if choice.zero_stage < 3:
+            offloaded += _pinned(wide * way.largest)  # a gradient on its way
     born = _pinned(wide * _part(all_weights, workers)) if choice.offload == "parameters" else 0
     if job.nvme and choice.offload != "none":
         # buffers of four states of a sub-group, five of weights in passing
-        offloaded, born = 16 * min(part, _SUB_GROUP) + 5 * wide * 100_000_000, 0
+        passing = 5 * wide * swap_buffer(job.shape.largest, workers) if choice.offload == "parameters" else 0
+        offloaded, born = 16 * min(part, _SUB_GROUP) + passing, 0
     if choice.zero_stage == 3:
         loading = {"the first worker reads the whole model, for all": wide * all_weights + together * born}
     else:
@@ -507,6 +520,14 @@ def _checkpoint(job: _Job, part: int) -> int:
 
 def _part(elements: int, workers: int) -> int:
     return math.ceil(elements / workers)
+
+
+def swap_buffer(largest: int, workers: int) -> int:
+    """Elements of a buffer through which weights pass to a disk: a worker's part of any tensor has to fit in one.
+
+    DeepSpeed's own size is too small for what some models have: large vocabularies, experts in one tensor.
+    """
+    return max(100_000_000, _part(largest, workers))
 
 
 def _pinned(size: int) -> int:

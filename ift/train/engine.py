@@ -11,7 +11,7 @@ import fcntl
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from ift import storage
 from ift.models import adapters, attention, base
+from ift.models.plan import swap_buffer
 from ift.train.job import Job
 
 _MEET_EVERY_S = 0.1
@@ -47,7 +48,7 @@ def deepspeed_config(job: Job, world: int) -> dict[str, Any]:
             "overlap_comm": gpu,
             "contiguous_gradients": gpu,  # guards GPU memory against fragments; on a CPU one more copy
             "stage3_gather_16bit_weights_on_model_save": True,
-            **_offload(job, gpu),
+            **_offload(job, world, gpu),
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": gpu,  # where all is in the host's memory, torch's own is as good
@@ -55,14 +56,18 @@ def deepspeed_config(job: Job, world: int) -> dict[str, Any]:
     }
 
 
-def _offload(job: Job, gpu: bool) -> dict[str, Any]:
+def _offload(job: Job, world: int, gpu: bool) -> dict[str, Any]:
     """What leaves the GPU: the optimizer's state, or the parameters as well; to memory or to a disk."""
     if job.offload == "none":
         return {}
     to: dict[str, Any] = {"device": "cpu", "pin_memory": gpu}
     if job.nvme:
         to = {"device": "nvme", "nvme_path": str(job.nvme), "pin_memory": gpu}
-    return {"offload_optimizer": to, **({"offload_param": dict(to)} if job.offload == "parameters" else {})}
+    config = {"offload_optimizer": to}
+    if job.offload == "parameters":
+        room = {"buffer_size": swap_buffer(job.largest_tensor, world)} if job.nvme else {}
+        config["offload_param"] = {**to, **room}
+    return config
 
 
 class DeepSpeedEngine:
@@ -163,7 +168,7 @@ class DeepSpeedEngine:
 
         def write() -> None:
             model.config.use_cache = True
-            model.save_pretrained(folder, state_dict=state, max_shard_size="5GB")
+            model.save_pretrained(folder, state_dict=_on_host(state or {}), max_shard_size="5GB")
             model.config.use_cache = False  # training may go on
 
         self._while_all_wait(write if rank0 else None)
@@ -180,6 +185,21 @@ class DeepSpeedEngine:
                 time.sleep(_MEET_EVERY_S)
             if working:
                 working.result()
+
+
+def _on_host(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of `state` in the host's memory: saving copies some again, for which a GPU in use has no room.
+
+    Weights that are tied, which are one tensor under two names, stay one.
+    """
+    moved: dict[Any, Any] = {}
+    found = {}
+    for name, tensor in state.items():
+        same = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if same not in moved:
+            moved[same] = tensor.cpu()
+        found[name] = moved[same]
+    return found
 
 
 def _skip_inference_kernel() -> None:

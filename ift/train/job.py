@@ -48,6 +48,7 @@ class Job:
     adapter: Adapter | None = None  # None: all weights are trained
     offload: str = "none"  # none | optimizer | parameters
     nvme: Path | None = None
+    largest_tensor: int = 0  # of the model, in elements: parts of it pass through buffers to `nvme`
     activation_checkpointing: bool = False
     attention: str = "auto"
     liger: str | bool = "auto"

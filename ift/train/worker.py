@@ -66,6 +66,19 @@ def end_with_parent(every: float = 1.0) -> None:
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
+def tell_deepspeed(device: torch.device) -> None:
+    """What DeepSpeed reads of the environment, before it is imported: the kind of device, and which one.
+
+    It takes LOCAL_RANK for the device's number. Ray's order of a node's devices is another where there are more than
+    ten, for it sorts them as text.
+    """
+    if device.type == "cpu":
+        cluster.without_gpu()
+    else:
+        cluster.with_own_gpu()
+        os.environ["LOCAL_RANK"] = str(device.index or 0)
+
+
 class Worker:
     """One rank, from the model's load to its export."""
 
@@ -79,10 +92,9 @@ class Worker:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         mailbox.join.remote(self.rank, ours.get_node_id(), ours.current_actor)
         self.device = ray.train.torch.get_device()
-        if self.device.type == "cpu":
-            cluster.without_gpu()
-            if job.threads:
-                torch.set_num_threads(job.threads)
+        tell_deepspeed(self.device)
+        if self.device.type == "cpu" and job.threads:
+            torch.set_num_threads(job.threads)
         torch.manual_seed(job.seed)
         self.encoder_decoder = base.is_encoder_decoder(job.model_dir)
         self.stream = Stream(job.stream_dir)
@@ -423,6 +435,7 @@ def settle_attention(
         lambda: probe_isolation(engine.module, packs, engine.device),
         isolation_tolerance(job.dtype),
         worst=lambda error: float(engine.largest(torch.tensor([error], dtype=torch.float64))),
+        partitioned=job.zero_stage == 3,
         notify=notify,
     )
     return name

@@ -588,13 +588,42 @@ def test_a_kernel_that_fails_is_passed_over_or_named() -> None:
     assert attention.settle(model, ["packed", "sdpa"], probe, 1e-3, notify=said.append) == ("sdpa", 0.0)
     assert said == ["packed attention is not exact in this model here: RuntimeError: no kernel image"]
     with pytest.raises(
-        IftError, match="packed attention cannot be computed in this model here: RuntimeError"
+        IftError, match=r"packed attention cannot be computed in this model here: RuntimeError"
     ):
         attention.settle(model, ["packed"], probe, 1e-3)
     with pytest.raises(IftError, match="flash attention cannot be computed in this model here: ImportError"):
         attention.settle(model, ["flash"], probe, 1e-3)  # it is not installed
     with pytest.raises(IftError, match="it is not a number"):
         attention.settle(model, ["sdpa"], lambda: float("nan"), 1e-3)
+
+
+def test_what_one_rank_alone_may_meet_is_not_voted_on() -> None:
+    """Memory says nothing of the attention; and with weights divided the others wait for this rank's part."""
+    asked: list[float] = []
+
+    def settled(failure: Exception, *, partitioned: bool) -> tuple[str, float]:
+        model = family("llama")
+
+        def probe() -> float:
+            if model.config._attn_implementation == "ift_packed":
+                raise failure
+            return 0.0
+
+        def worst(error: float) -> float:
+            asked.append(error)
+            return error
+
+        names = ["packed", "sdpa"]
+        return attention.settle(model, names, probe, 1e-3, worst=worst, partitioned=partitioned)
+
+    for partitioned in (False, True):
+        with pytest.raises(torch.OutOfMemoryError):
+            settled(torch.OutOfMemoryError("CUDA out of memory"), partitioned=partitioned)
+    with pytest.raises(IftError, match=r"packed attention cannot be computed .*: RuntimeError: no kernel"):
+        settled(RuntimeError("no kernel"), partitioned=True)
+    assert asked == []
+    for refusal in (NotImplementedError("softcap"), ImportError("flash_attn"), ValueError("heads")):
+        assert settled(refusal, partitioned=True) == ("sdpa", 0.0)
 
 
 def test_all_ranks_settle_on_what_is_exact_on_the_worst() -> None:

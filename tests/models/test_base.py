@@ -143,7 +143,7 @@ def test_a_hub_model_is_checked_like_a_folder(
     folder = base.resolve("some/model", cache=tmp_path, revision="abc", notify=told.append, note=notes.append)
     assert (folder, asked["name"], asked["revision"], notes) == (model_folder, "some/model", "abc", [])
     assert told == ["fetching some/model from the hub"]
-    assert asked["ignore_patterns"] == ["consolidated*"]
+    assert asked["ignore_patterns"] == ["consolidated*", "original/*", "metal/*"]
     base.resolve("some/model", cache=tmp_path, notify=told.append, note=notes.append)
     assert notes == ["model.revision is not set: some/model may change under the same name; pin a commit"]
     assert told == ["fetching some/model from the hub"] * 2

@@ -207,6 +207,49 @@ def test_offloading_moves_the_optimizer_to_the_host() -> None:
     assert some.node_moment.startswith("what is offloaded")
 
 
+def test_one_gpu_with_the_optimizer_offloaded_keeps_its_gradients_in_fp32_at_stage_2() -> None:
+    """DeepSpeed's stage 1 would keep them twice, once a parameter and once in a row, beside buckets in fp32."""
+    shape = llama(8_030_261_248, hidden=4096, vocabulary=128_256)
+    found = planned(shape, gpus(1, host=400), Asked("full", None, "optimizer"))
+    assert found.choice is not None
+    assert found.choice.zero_stage == 2
+    reasons = {c.choice.zero_stage: c.reason for c in found.considered if c.memory is None}
+    assert reasons[1].startswith(
+        "with the optimizer offloaded, stage 1 sums all gradients in fp32 on the GPU"
+    )
+    assert reasons[3] == "one worker has nobody to divide with"
+    rows = found.of(replace(found.choice, micro_batch=1, activation_checkpointing=True)).memory
+    assert rows is not None
+    largest, everything = 128_256 * 4096, 8_030_261_248
+    assert rows.worker["weights"] == 2 * everything
+    assert rows.worker["optimizer"] == 0
+    assert rows.worker["gradients"] == 4 * everything + 2 * 200_000_000 + 2 * largest
+    # two buckets, a gradient on its way to the host, and its norm in fp64
+    assert rows.worker["buffers"] == 2 * 2 * 200_000_000 + 2 * largest + 8 * largest
+    fp32 = planned(shape, gpus(1, gib=200, host=400), Asked("full", None, "optimizer"), precision="fp32")
+    assert {c.choice.zero_stage for c in fp32.considered if c.memory} == {1}
+
+
+def test_to_a_disk_is_offloaded_under_zero_3_alone() -> None:
+    for asked in (Asked("full", None, "optimizer"), Asked("full", None, "parameters")):
+        found = planned(llama(7_000_000_000), gpus(1, host=200), asked, nvme=True)
+        assert {c.choice.zero_stage for c in found.considered if c.memory} == {3}
+    with_stage = planned(llama(7_000_000_000), gpus(2), Asked("full", 2, "optimizer"), nvme=True)
+    assert {c.reason for c in with_stage.considered} == {"DeepSpeed offloads to a disk under ZeRO-3 alone"}
+
+
+def test_buffers_to_a_disk_hold_a_part_of_the_largest_tensor() -> None:
+    choice = Choice("full", 3, "parameters", True, 1)
+    large = replace(llama(70_000_000_000, layers=80, hidden=8192), largest=3_000_000_000)
+    assert plans.swap_buffer(100_000, 2) == 100_000_000
+    job = plans._Job(
+        large, ways_of(large, "bf16", 1024), 1024, 64, 0.25, gpus(2), "bf16", "none", True, False
+    )
+    held = plans._on_host(job, choice)
+    words = "what is offloaded, and the copy of a checkpoint that is being written"
+    assert held[words] == 2 * (plans._GPU_PROCESS + 16 * 1_000_000_000 + 5 * 2 * 1_500_000_000)
+
+
 def test_born_partitioned_a_model_is_read_once_on_a_node() -> None:
     shape, machine = llama(7_000_000_000), gpus(8)
     two, three = (memory_of(shape, machine, Choice("full", stage, "none", False, 1)) for stage in (2, 3))

@@ -77,6 +77,49 @@ def test_gradients_are_summed_in_fp32_and_at_stage_1_reduced_so(stage: int, redu
     assert config["bf16"] == {"enabled": True, "immediate_grad_update": True}
 
 
+def test_a_buffer_to_a_disk_holds_a_workers_part_of_the_largest_tensor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def sizes(largest: int, **changes: Any) -> list[Any]:
+        job = job_for(Path("m"), zero_stage=3, nvme=Path("/disk"), largest_tensor=largest, **changes)
+        found = engines.deepspeed_config(job, 2)["zero_optimization"]
+        return [
+            found[key].get("buffer_size") for key in ("offload_optimizer", "offload_param") if key in found
+        ]
+
+    assert sizes(525_336_577, offload="parameters") == [None, 262_668_289]
+    assert sizes(1000, offload="parameters") == [None, 100_000_000]  # DeepSpeed's own
+    assert sizes(525_336_576, offload="optimizer") == [None]
+
+
+def test_tied_weights_stay_tied_in_the_hosts_memory() -> None:
+    class OnGpu:
+        """A view at `place` of a flat array on a GPU."""
+
+        def __init__(self, place: int, shape: tuple[int, ...]) -> None:
+            self.place, self.shape = place, shape
+
+        def data_ptr(self) -> int:
+            return self.place
+
+        def stride(self) -> tuple[int, ...]:
+            return tuple(reversed(self.shape))
+
+        def cpu(self) -> object:
+            return object()
+
+    state = {
+        "embed": OnGpu(0, (4, 2)),
+        "norm": OnGpu(32, (2,)),
+        "head": OnGpu(0, (4, 2)),
+        "row": OnGpu(0, (2,)),
+    }
+    found = engines._on_host(state)
+    assert list(found) == list(state)
+    assert found["embed"] is found["head"]
+    assert len(set(map(id, found.values()))) == 3
+
+
 @pytest.mark.parametrize(
     ("global_batch", "world", "micro_batch", "rounds"),
     [(5, 2, 1, 3), (5, 2, 2, 2), (4, 8, 1, 1), (8, 1, 3, 3)],
@@ -111,6 +154,17 @@ def test_a_worker_on_a_cpu_with_room_keeps_memory_and_cpu_adam_has_a_gpus_share_
     assert variables(0, zero_stage=1) == variables(0, activation_checkpointing=True) == {}  # memory is short
     assert variables(8) == {}
     assert variables(8, offload="optimizer") == {"OMP_NUM_THREADS": "8"}
+
+
+def test_deepspeed_takes_the_gpu_that_ray_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DS_ACCELERATOR", "TORCHDYNAMO_DISABLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "2")  # of "0,1,10,11,2,…", as Ray has them
+    worker.tell_deepspeed(torch.device("cpu"))
+    assert (os.environ["DS_ACCELERATOR"], os.environ["LOCAL_RANK"]) == ("cpu", "2")
+    worker.tell_deepspeed(torch.device("cuda", 10))
+    assert "DS_ACCELERATOR" not in os.environ
+    assert os.environ["LOCAL_RANK"] == "10"
 
 
 def test_glibc_keeps_what_is_freed_and_gives_none_of_it_back() -> None:
