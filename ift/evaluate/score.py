@@ -16,8 +16,8 @@ and positions go on from the prompt's end:
 
 An encoder–decoder reads each prompt once as well; its continuations are rows of the decoder, as T5 knows no positions
 but those of a row. A model that takes no such tree (it counts positions itself, or has layers that are no attention),
-or has layers whose window is shorter than a prompt with its continuation, reads each continuation behind its prompt in a
-row of its own.
+or has layers whose window is shorter than a prompt with its continuation, reads each continuation behind its prompt in
+a row of its own.
 """
 
 import math

@@ -13,7 +13,8 @@ What is decided (gate.py has the rules of the first three):
     forgetting   on every probe, against the base model
     champion     no task worse and no probe lower than with the version that holds the alias, on the same items
     leaks        the rows trained on were searched for test items
-    export       the files of the model are there, in their sizes, and it was reloaded with equal logits
+    export       the files of the model are there, in their sizes, are those that its run measured, and it was reloaded
+                 with equal logits
     licences     the terms of every data set, and of the base model where its card states them, permit use
 
 Every move of an alias has a number. It is claimed as a param of the run of the model's first version: MLflow takes a
@@ -128,7 +129,11 @@ def decide(
                 check,
                 lambda: _against(registry, version, champion, check, summary, max_drop, asked),
             )
-        lines += [leaks(summary), export(summary, registry.files(version))]
+        if served := registry.elsewhere(version):
+            words = f"it serves {served}, and what was measured is the model of its run {version.run_id}"
+            lines += [leaks(summary), gate.line("export", "export", "fail", words)]
+        else:
+            lines += [leaks(summary), export(summary, registry.files(version))]
         return lines + licences(summary.get("licenses") or {}, accepted)
 
     return Decision(version, champion, _readable("evaluations", "evaluations", all_lines))

@@ -149,7 +149,7 @@ def tiny(family: str) -> Any:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_each_continuation_alone_whatever_the_models_attention_is(family: str) -> None:
-    """Eager attention, positions that a model counts itself, layers with a window of 8, layers that are no attention."""
+    """Eager attention, positions that a model counts itself, a window of 8 tokens, layers that are no attention."""
     model = tiny(family)
     beginning = [(11 * i) % 190 + 3 for i in range(14)]  # alone more than a window
     long = [
