@@ -168,8 +168,9 @@ def _against(
     if before is None:
         gone = f"the predictions of version {champion.number} are not in MLflow; {ask}"
         return [gate.line("champion", check, "unclear", gone)]
-    if _items(before) != _items(after):
-        others = max(len(set(_items(before)) - set(_items(after))), abs(len(before) - len(after)))
+    its_items, own_items = forgetting.questions(before, after)
+    if its_items != own_items:
+        others = max(len(set(its_items) - set(own_items)), abs(len(before) - len(after)))
         words = f"the two were asked other items ({others:,} of {len(before):,} differ); {ask}"
         return [gate.line("champion", check, "unclear", words)]
     tasks, probes = forgetting.compare(before, after)
@@ -183,18 +184,6 @@ def _against(
         if name not in {probe["name"] for probe in probes}:
             judged.append(gate.line("champion", f"probe {name}", "unclear", words))
     return [{**line, "check": f"{line['check']} {check}"} for line in judged]
-
-
-# What makes an item: its words, how it is answered and how that is graded. Runs of an older ift have fewer of them.
-_ASKED = (
-    *("suite", "name", "id", "kind", "task_kind", "metric", "prompt", "system", "shots", "draw", "cut"),
-    *("choices", "ranking", "check", "max_new_tokens", "label", "expected", "chance"),
-)
-
-
-def _items(predictions: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """What was asked: items are the same where all that makes them is."""
-    return [tuple(repr(p.get(key)) for key in _ASKED) for p in predictions]
 
 
 def leaks(summary: Mapping[str, Any]) -> dict[str, str]:
