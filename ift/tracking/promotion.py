@@ -43,14 +43,22 @@ ROLLED_BACK, RETURNED = "rolled back", "returned by the guard"
 REASON_LENGTH = 300  # characters of a reason in the history, and on a version's page
 _FRESH_S = 60.0  # a claim that is younger may still be at work
 # Both are looked for in terms whose punctuation is spaces, `CC_BY-NC4.0` as `cc by nc4 0`.
+# use for one purpose; not the Academic Free License, nor the Educational Community License
+_SOME_USE = r"(research|evaluation|personal|academic(?! free)|education(?:al)?(?! community)|non ?profit)"
 _PUNISHED = re.compile(
     r"\b(cc ?)?(by ?)?(sa ?)?n[cd](sa|nd)?\d*\b"
     r"|\b(non?|not for) ?commercial|commercial use (is )?(not|prohibited|forbidden)"
-    r"|\bno(n|t)? ?deriv|research (\w+ )?only|for research|academic use",
+    r"|\bno(n|t)? ?deriv|for research|\bnon ?production"
+    rf"|\b{_SOME_USE}( \w+){{0,3}} only\b|\bonly (for )?{_SOME_USE}\b|\b(personal|academic|evaluation|non ?profit) use"
+    # terms that are known by a name
+    r"|\b(qwen|qianwen|mistral( ai)?|stability ai|falcon llm|apple|microsoft) research( ai)?( model)? licen[cs]e"
+    r"|\b(qwen|qianwen) research\b|\b(mrl|mnpl|msr ?la|amlr)\b",
 )
 _UNKNOWN = re.compile(
     r"^$|unstated|unknown|unchecked|not stated|unspecified|all rights reserved|proprietary"
-    r"|^(other|n a|na|none|null|no licen[cs]e)\b"
+    rf"|^(n a|na|none|null|no licen[cs]e)\b|^(cc|creative commons)$|\b{_SOME_USE}\b"
+    # what a model's card names by itself (`license_name`), but for widely read terms
+    r"|^other\b(?! ((modified )?mit|apache|llama ?\d*|gemma|qwen|tongyi qianwen|deepseek|nvidia open model)\b)"
 )
 _WIDEST = 20  # words in a row up to which a search for leaks finds some
 _RELOADED = 1e-3  # relative error of the logits up to which an export counts as reloaded
