@@ -56,6 +56,11 @@ _QUANTISED = 0.55  # bytes a parameter in 4 bits, with its share of the scales
 _TOKENS_CPU, _TOKENS_GPU = 4096, 32768  # in a forward pass, where nobody says: a GPU with fewer is idle
 _ROWS = 64  # sequences in a batch, at most
 _REASONING = re.compile(r"\s*<think>.*?</think>\s*", re.S)
+# what a question is beside its prompt, and what counts as an answer to it
+_ASKED = (
+    *("kind", "metric", "system", "choices", "labels", "answer", "ranking"),
+    *("reference", "check", "max_new_tokens"),
+)
 _NO_QUESTION = "Answer:"  # what choices stand behind where they are ranked without their question
 
 
@@ -531,6 +536,7 @@ def _prediction(
         "shots": item.get("shots", 0),
         "draw": item.get("draw", 0),
         "cut": item.get("cut", False),
+        "asked": storage.value_digest([item.get(key) for key in _ASKED])[:16],
         "task_kind": item.get("task_kind", ""),
         "output": output,
         "expected": expected,

@@ -21,6 +21,11 @@ import numpy as np
 from ift.evaluate.statistics import EXACT, RESAMPLES, Interval, at_once, holm, interval, p_of_drop
 from ift.tasks import scores
 
+# What makes a question, of what a prediction holds of it. `asked` is a digest of the rest: choices, rules, budget.
+_QUESTION = (
+    *("suite", "name", "id", "kind", "task_kind", "metric", "prompt", "shots", "draw", "cut"),
+    *("label", "expected", "chance"),
+)
 # of a kind of probe that names none
 METRICS = {"multiple_choice": "accuracy", "reference": "nats a token", "generation": "rules kept"}
 
@@ -81,6 +86,16 @@ def compare(
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_corrected"] = p
     return tasks, probes
+
+
+def questions(*sides: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, ...]]]:
+    """What each side was asked, item by item: equal where the questions are, as far as all sides tell.
+
+    Predictions of an older ift have no digest of what was asked.
+    """
+    digests = all(any(p.get("asked") for p in side) for side in sides)
+    keys = (*_QUESTION, "asked") if digests else _QUESTION
+    return [[tuple(repr(p.get(key)) for key in keys) for p in side] for side in sides]
 
 
 def _also(

@@ -24,7 +24,11 @@ def generate(
     answers: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))  # numbers of the answers that have not ended
     with torch.inference_mode():
-        writing = (_Decoding if model.config.is_encoder_decoder else _GoingOn)(model, prompts)
+        writing: _Decoding | _GoingOn = (
+            _Decoding(model, prompts)
+            if model.config.is_encoder_decoder
+            else _GoingOn(model, prompts, max_new_tokens)
+        )
         for _ in range(max_new_tokens):
             written = writing.step()
             rows = [row for row, token in enumerate(written) if token not in stop]
@@ -41,9 +45,10 @@ def generate(
 class _GoingOn:
     """A causal model goes on behind its prompts, which are padded on the left and masked there."""
 
-    def __init__(self, model: Any, prompts: Sequence[list[int]]) -> None:
+    def __init__(self, model: Any, prompts: Sequence[list[int]], max_new_tokens: int) -> None:
         self.model = model
-        shared, self.past = prefix.cached(model, prompts)
+        longest = max(map(len, prompts)) + max_new_tokens
+        shared, self.past = prefix.cached(model, prompts, longest=longest)
         width = max(map(len, prompts)) - shared
         ids = torch.zeros(len(prompts), width, dtype=torch.int64)
         mask = torch.ones(len(prompts), shared + width, dtype=torch.int64)

@@ -247,8 +247,9 @@ def license_of(folder: Path) -> str:
     if stated := tuned.get("licenses", {}).get(BASE):
         return str(stated)
     found = strict_yaml.front_matter(folder / CARD)
+    stated, name = found.get("license") or "", found.get("license_name")
     # the hub's "other" stands for terms that have a name of their own
-    return str((found.get("license") == "other" and found.get("license_name")) or found.get("license") or "")
+    return f"other ({name})" if stated == "other" and name else str(stated)
 
 
 def tokenizer_folder(folder: Path) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from ift.evaluate import forgetting
 from ift.redaction import without_secrets
 from ift.tracking import plots
 from ift.tracking.drawing import RUNS
@@ -129,17 +130,15 @@ def _worst(gate: Row) -> str:
 
 def _notes(letters: Sequence[str], records: Sequence[Record]) -> list[str]:
     """Which runs were asked other items than the first."""
-    asked = [{(p.get("name"), p.get("id")) for p in record.before} for record in records]
-    same = {p[0] for items in asked for p in items}
     notes = []
-    for of, items in zip(letters[1:], asked[1:], strict=True):
-        differ = sorted(
-            as_text(name)
-            for name in same
-            if (mine := {i for n, i in items if n == name})
-            and (first := {i for n, i in asked[0] if n == name})
-            and mine != first
-        )
+    for of, record in zip(letters[1:], records[1:], strict=True):
+        by_side: list[dict[str, set[tuple[str, ...]]]] = [{}, {}]
+        sides = (records[0].before, record.before)
+        for side, predictions, questions in zip(by_side, sides, forgetting.questions(*sides), strict=True):
+            for prediction, question in zip(predictions, questions, strict=True):
+                side.setdefault(as_text(prediction.get("name")), set()).add(question)
+        first, mine = by_side
+        differ = sorted(name for name in first.keys() & mine.keys() if first[name] != mine[name])
         if differ:
             notes.append(
                 f"{of} was asked other items than {letters[0]} of {', '.join(differ)}: their scores are not compared "

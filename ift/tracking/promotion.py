@@ -13,7 +13,8 @@ What is decided (gate.py has the rules of the first three):
     forgetting   on every probe, against the base model
     champion     no task worse and no probe lower than with the version that holds the alias, on the same items
     leaks        the rows trained on were searched for test items
-    export       the files of the model are there, in their sizes, and it was reloaded with equal logits
+    export       the files of the model are there, in their sizes, are those that its run measured, and it was reloaded
+                 with equal logits
     licences     the terms of every data set, and of the base model where its card states them, permit use
 
 Every move of an alias has a number. It is claimed as a param of the run of the model's first version: MLflow takes a
@@ -42,14 +43,22 @@ ROLLED_BACK, RETURNED = "rolled back", "returned by the guard"
 REASON_LENGTH = 300  # characters of a reason in the history, and on a version's page
 _FRESH_S = 60.0  # a claim that is younger may still be at work
 # Both are looked for in terms whose punctuation is spaces, `CC_BY-NC4.0` as `cc by nc4 0`.
+# use for one purpose; not the Academic Free License, nor the Educational Community License
+_SOME_USE = r"(research|evaluation|personal|academic(?! free)|education(?:al)?(?! community)|non ?profit)"
 _PUNISHED = re.compile(
     r"\b(cc ?)?(by ?)?(sa ?)?n[cd](sa|nd)?\d*\b"
     r"|\b(non?|not for) ?commercial|commercial use (is )?(not|prohibited|forbidden)"
-    r"|\bno(n|t)? ?deriv|research (\w+ )?only|for research|academic use",
+    r"|\bno(n|t)? ?deriv|for research|\bnon ?production"
+    rf"|\b{_SOME_USE}( \w+){{0,3}} only\b|\bonly (for )?{_SOME_USE}\b|\b(personal|academic|evaluation|non ?profit) use"
+    # terms that are known by a name
+    r"|\b(qwen|qianwen|mistral( ai)?|stability ai|falcon llm|apple|microsoft) research( ai)?( model)? licen[cs]e"
+    r"|\b(qwen|qianwen) research\b|\b(mrl|mnpl|msr ?la|amlr)\b",
 )
 _UNKNOWN = re.compile(
     r"^$|unstated|unknown|unchecked|not stated|unspecified|all rights reserved|proprietary"
-    r"|^(other|n a|na|none|null|no licen[cs]e)\b"
+    rf"|^(n a|na|none|null|no licen[cs]e)\b|^(cc|creative commons)$|\b{_SOME_USE}\b"
+    # what a model's card names by itself (`license_name`), but for widely read terms
+    r"|^other\b(?! ((modified )?mit|apache|llama ?\d*|gemma|qwen|tongyi qianwen|deepseek|nvidia open model)\b)"
 )
 _WIDEST = 20  # words in a row up to which a search for leaks finds some
 _RELOADED = 1e-3  # relative error of the logits up to which an export counts as reloaded
@@ -128,7 +137,11 @@ def decide(
                 check,
                 lambda: _against(registry, version, champion, check, summary, max_drop, asked),
             )
-        lines += [leaks(summary), export(summary, registry.files(version))]
+        if served := registry.elsewhere(version):
+            words = f"it serves {served}, and what was measured is the model of its run {version.run_id}"
+            lines += [leaks(summary), gate.line("export", "export", "fail", words)]
+        else:
+            lines += [leaks(summary), export(summary, registry.files(version))]
         return lines + licences(summary.get("licenses") or {}, accepted)
 
     return Decision(version, champion, _readable("evaluations", "evaluations", all_lines))
@@ -163,8 +176,9 @@ def _against(
     if before is None:
         gone = f"the predictions of version {champion.number} are not in MLflow; {ask}"
         return [gate.line("champion", check, "unclear", gone)]
-    if _items(before) != _items(after):
-        others = max(len(set(_items(before)) - set(_items(after))), abs(len(before) - len(after)))
+    its_items, own_items = forgetting.questions(before, after)
+    if its_items != own_items:
+        others = max(len(set(its_items) - set(own_items)), abs(len(before) - len(after)))
         words = f"the two were asked other items ({others:,} of {len(before):,} differ); {ask}"
         return [gate.line("champion", check, "unclear", words)]
     tasks, probes = forgetting.compare(before, after)
@@ -178,18 +192,6 @@ def _against(
         if name not in {probe["name"] for probe in probes}:
             judged.append(gate.line("champion", f"probe {name}", "unclear", words))
     return [{**line, "check": f"{line['check']} {check}"} for line in judged]
-
-
-# What makes an item: its words, how it is answered and how that is graded. Runs of an older ift have fewer of them.
-_ASKED = (
-    *("suite", "name", "id", "kind", "task_kind", "metric", "prompt", "system", "shots", "draw", "cut"),
-    *("choices", "ranking", "check", "max_new_tokens", "label", "expected", "chance"),
-)
-
-
-def _items(predictions: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """What was asked: items are the same where all that makes them is."""
-    return [tuple(repr(p.get(key)) for key in _ASKED) for p in predictions]
 
 
 def leaks(summary: Mapping[str, Any]) -> dict[str, str]:

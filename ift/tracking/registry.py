@@ -267,9 +267,27 @@ class Registry:
             with _readable(version, name):
                 return pq.read_table(path).to_pylist() if path else None
 
+    def elsewhere(self, version: Version) -> str | None:
+        """What MLflow serves of it where that is not its run's `model`, which was measured; else None.
+
+        A version that was made in MLflow's pages or by its client may name any run and any files.
+        """
+        if not version.run_id or version.source == f"runs:/{version.run_id}/model":
+            return None
+        with self.errors("read"):
+            # of a copy of a version, what that one serves
+            served = self.client.get_model_version_download_uri(version.name, str(version.number))
+            if self.run_is_active(version.run_id):
+                stored = f"{self.client.get_run(version.run_id).info.artifact_uri}/model"
+                own = (stored, f"runs:/{version.run_id}/model")
+                if _as_place(served) in map(_as_place, own):
+                    return None
+        return str(without_secrets(served))
+
     def files(self, version: Version) -> dict[str, int]:
-        """The files of its model that are there, with their bytes; none where its run is gone."""
-        if not version.run_id:
+        """The files of its model that are there, with their bytes; none where its run is gone, and none where it
+        serves others than its run's."""
+        if not version.run_id or self.elsewhere(version):
             return {}
         found: dict[str, int] = {}
         with self.errors("read"):
@@ -287,6 +305,12 @@ class Registry:
         if folder.exists() and any(folder.iterdir()):
             raise IftError(
                 f"{folder} is not empty", wanted="a folder for the model's files", hint="name a new one"
+            )
+        if served := self.elsewhere(version):
+            raise IftError(
+                f"{version} serves {served}, which is not the model of its run {version.run_id}",
+                wanted=f"a version of runs:/{version.run_id}/model, as `ift run` registers it",
+                hint=f"`ift models show {version.name}` lists the other versions",
             )
         size = max(self.files(version).values(), default=0)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -361,6 +385,10 @@ class Registry:
             if not any(entry.path == path for entry in there):
                 return None
             return Path(self.client.download_artifacts(version.run_id, path, str(folder)))
+
+
+def _as_place(uri: str) -> str:
+    return uri.removeprefix("file://").rstrip("/")
 
 
 @contextmanager

@@ -505,3 +505,35 @@ def test_a_model_that_is_laid_out_layer_by_layer_answers_the_same(
         for model in (whole, parts)
     ]
     assert answers[0] == answers[1]
+
+
+def test_predictions_tell_other_questions_apart_and_old_ones_are_still_compared(
+    model: Any, tiny_tokenizer: Any
+) -> None:
+    """By system prompt, choices, ranking, rules and the length of an answer, as far as both sides tell."""
+    from ift.evaluate.forgetting import questions
+
+    chosen = make("multiple_choice", 1, "the film", choices=["good", "bad"], answer=0)
+    written = make("generation", 2, "the film", check={"min_words": 1}, max_new_tokens=4)
+    others = (
+        [{**chosen, "system": "this is a review"}, written],
+        [{**chosen, "choices": ["good", "dull"]}, written],
+        [{**chosen, "ranking": "raw"}, written],
+        [chosen, {**written, "check": {"min_words": 2}}],
+        [chosen, {**written, "max_new_tokens": 5}],
+    )
+
+    def predicted(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        answer = partial(generate, model)
+        made = predict_generations(answer, tiny_tokenizer, items[1:])
+        return [*predict_likelihoods(model, tiny_tokenizer, items[:1]), *made]
+
+    first = predicted([chosen, written])
+    once, again = questions(first, predicted([chosen, written]))
+    assert once == again
+    for items in others:
+        once, again = questions(first, predicted(items))
+        assert once != again
+    old = [{key: value for key, value in p.items() if key != "asked"} for p in first]
+    once, again = questions(first, old)
+    assert once == again

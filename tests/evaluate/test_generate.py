@@ -92,3 +92,26 @@ def test_answers_are_greedy_whatever_the_models_settings_say(model: Any, never: 
         assert generate(model, PROMPTS, max_new_tokens=8, stop=[never]) == wanted
     finally:
         model.generation_config.update(do_sample=False, temperature=1.0, repetition_penalty=1.0)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text", "mpt"])
+def test_padding_behind_a_shared_beginning_takes_no_room_of_a_window(family: str) -> None:
+    """Nor does it count as distance where attention falls off with it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    small = {"vocab_size": 201, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more: dict[str, Any] = {"intermediate_size": 64, "num_key_value_heads": 2, "sliding_window": 8}
+    if family == "mpt":
+        small, more = {"vocab_size": 201, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}, {}
+    if family == "gemma3_text":
+        more |= {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **small, **more)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.mul_(6)
+    beginning = [(11 * i) % 190 + 3 for i in range(20)]
+    prompts = [[*beginning, 7, 8, 9], [*beginning, 50, 51, 52, 53], [*beginning, *range(60, 68)]]
+    wanted = [naive(model, prompt, 8) for prompt in prompts]
+    assert generate(model, prompts, max_new_tokens=8, stop=[999]) == wanted

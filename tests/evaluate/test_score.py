@@ -77,6 +77,7 @@ def test_does_not_depend_on_the_batch(model: Any, trees: list[Tree], other: list
 
 def test_only_positions_that_predict_reach_the_vocabulary(model: Any) -> None:
     trees = [Tree([1, 2, 3, 4, 5], [[6], [7, 8, 9]]), Tree([1, 2, 9], [[4, 4]]), Tree([1, 2], [[3]])]
+    score(model, trees[:1])  # the first time a model is asked, it is also asked whether it takes trees
     projected = []
     hook = model.lm_head.register_forward_hook(
         lambda module, args, output: projected.append(args[0].numel() // args[0].shape[-1])
@@ -94,3 +95,67 @@ def test_probabilities_of_every_next_token_sum_to_one(model: Any) -> None:
     every = [[token] for token in range(model.config.vocab_size)]
     ((scores),) = score(model, [Tree([5, 6, 7], every)])
     assert sum(torch.tensor(scores).exp().flatten().tolist()) == pytest.approx(1, abs=1e-4)
+
+
+SMALL = {
+    "vocab_size": 201,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": SMALL | {"attn_implementation": "eager"},
+    "gemma2": SMALL | {"head_dim": 8},
+    "gptj": {"vocab_size": 201, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
+    "mpt": {"vocab_size": 201, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
+    "bloom": {"vocab_size": 201, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "falcon": {
+        "vocab_size": 201,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "alibi": True,
+    },
+    "gpt_neo": {
+        "vocab_size": 201,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 8,
+    },
+    "mamba": {"vocab_size": 201, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "mistral": SMALL | {"sliding_window": 8},
+    "phi3": SMALL | {"sliding_window": 8, "pad_token_id": 0},
+    "gemma3_text": SMALL
+    | {"head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+}
+
+
+def tiny(family: str) -> Any:
+    """A random model of the family, with weights that are large enough for every token to count."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family])).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.mul_(6)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_each_continuation_alone_whatever_the_models_attention_is(family: str) -> None:
+    """Eager attention, positions that a model counts itself, a window of 8 tokens, layers that are no attention."""
+    model = tiny(family)
+    beginning = [(11 * i) % 190 + 3 for i in range(14)]  # alone more than a window
+    long = [
+        Tree([*beginning, 7, 8, 9], [[20, 21, 22, 23], [30, 31], [40, 41, 42, 43, 44]]),
+        Tree([*beginning, 50, 51], [[60, 61], [70]]),
+    ]
+    short = [Tree([3, 4, 5], [[20, 21, 22, 23], [30, 31]]), Tree([3, 4], [[60, 61], [70]])]
+    for trees in (long, short):
+        assert_close(score(model, trees), [naive(model, tree) for tree in trees])

@@ -386,7 +386,7 @@ def test_the_model_of_a_run_is_the_one_that_was_chosen(tmp_path: Path) -> None:
     ("card", "stated"),
     [
         ("---\nlicense: apache-2.0\n---\n# A model\n", "apache-2.0"),
-        ("---\nlicense: other\nlicense_name: cc-by-nc-weights\n---\n", "cc-by-nc-weights"),
+        ("---\nlicense: other\nlicense_name: cc-by-nc-weights\n---\n", "other (cc-by-nc-weights)"),
         ("---\nlicense: other\n---\n", "other"),
         ("---\nlicense: [\n---\n", ""),
         ("# No front matter\n", ""),

@@ -129,6 +129,11 @@ def test_other_items_are_told(tmp_path: Path) -> None:
     before, after = make_predictions()
     runs = {"all": make_record(), "some": make_record(before=before[1:], after=after[1:])}
     assert "B was asked other items than A of reviews" in check_page(render(tmp_path, runs)).text
+    other = [
+        {**row, "prompt": f"{row['prompt']} Now?"} if row["name"] == "reviews" else row for row in before
+    ]
+    runs = {"one": make_record(), "other words": make_record(before=other)}
+    assert "B was asked other items than A of reviews" in check_page(render(tmp_path, runs)).text
     assert "other items" not in check_page(render(tmp_path, two())).text
 
 

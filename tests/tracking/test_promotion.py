@@ -131,6 +131,35 @@ def test_a_version_without_evaluations_is_not_promoted(uri: str, tmp_path: Path)
     assert not (tmp_path / "pulled").exists()
 
 
+def test_a_version_that_serves_other_files_than_its_run_measured_is_not_promoted(
+    uri: str, tmp_path: Path
+) -> None:
+    make_version(uri, tmp_path / "a", "reviews")
+    make_version(uri, tmp_path / "b", "reviews", tuned=(0.5, 0.1))
+    client, registry = mlflow_client(uri), Registry(uri)
+    good, bad = (registry.version("reviews", which) for which in ("1", "2"))
+    assert good.run_id
+    stored = client.get_run(good.run_id).info.artifact_uri
+    (tmp_path / "weights").mkdir()
+    sources = [bad.source, str(tmp_path / "weights"), f"{stored}/other", "models:/reviews/2"]
+    for source in sources:
+        client.create_model_version("reviews", source=source, run_id=good.run_id)
+        version = registry.versions("reviews")[0]
+        export = next(line for line in decided(uri, str(version.number)).lines if line["of"] == "export")
+        assert export["verdict"] == "fail"
+        assert "what was measured is the model of its run" in export["detail"]
+        assert registry.files(version) == {}
+        with pytest.raises(IftError, match="which is not the model of its run"):
+            registry.pull(version, tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
+    for source in (f"{stored}/model", f"{stored}/model/", "models:/reviews/1"):  # a copy among them
+        client.create_model_version("reviews", source=source, run_id=good.run_id)
+        number = registry.versions("reviews")[0].number
+        assert decided(uri, str(number)).passed, source
+    registry.pull(registry.version("reviews", str(number)), tmp_path / "pulled")
+    assert (tmp_path / "pulled" / "config.json").is_file()
+
+
 def test_the_champion_is_compared_on_the_same_items_only(uri: str, tmp_path: Path) -> None:
     make_version(uri, tmp_path / "a", "reviews", tuned=(0.9, 0.8))
     make_version(uri, tmp_path / "b", "reviews", tuned=(0.75, 0.8))
@@ -226,6 +255,21 @@ TERMS = {
         "for non-commercial research and education only",
         "unstated (for non-commercial use, by its collector's word)",
         "research purposes only",
+        "other (qwen-research)",
+        "tongyi-qianwen-research",
+        "mrl",
+        "other (mnpl)",
+        "Mistral AI Research License",
+        "Mistral AI Non-Production License",
+        "Microsoft Research License",
+        "MSR-LA",
+        "apple-amlr",
+        "Apple Machine Learning Research Model License for research only",
+        "personal use only",
+        "for evaluation only",
+        "academic only",
+        "educational use only",
+        "for non-profit use only",
     ],
     "unclear": [
         "",
@@ -239,6 +283,11 @@ TERMS = {
         "N.A.",
         "None",
         "no license",
+        "cc",
+        "Creative Commons",
+        "other (acme-weights-1)",
+        "Amazon's terms for its corpus of reviews (research)",
+        "Microsoft Research Shared Source licence",
     ],
     "pass": [
         "MIT",
@@ -250,6 +299,12 @@ TERMS = {
         "OANC licence; the fiction part CC BY 3.0, CC BY-SA 3.0 and other free terms",
         "free for any purpose; Google asks to be named as the source",
         "Open Data Commons Attribution License",
+        "Academic Free License 3.0",
+        "Educational Community License 2.0",
+        "llama3.1",
+        "other (llama4)",
+        "other (modified-mit)",
+        "our own",
     ],
 }
 
