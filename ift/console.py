@@ -8,6 +8,7 @@ Out: on a terminal, live bars; elsewhere (a pipe, a job's log), a line now and t
         stage.result("40 steps, loss 0.12")
 """
 
+import math
 import os
 import signal
 import sys
@@ -254,7 +255,9 @@ class Terminal:
             if line["verdict"] != "pass":
                 self.say(f"            {line['verdict']}: {line['check']}: {line['detail']}")
         for attempt in summary.get("attempts", ()):
-            worst = f"worst drop {_signed(attempt['worst_drop'])} ({attempt['worst_probe']})"
+            worst = f"worst drop {_signed(attempt['worst_drop'])} ({attempt['worst_probe'] or 'no probe'})"
+            if attempt.get("breaches"):
+                worst += f", too much on {escape(', '.join(attempt['breaches'][:4]))}"
             gains = ", ".join(f"{name} {_signed(gain)}" for name, gain in list(attempt["gains"].items())[:4])
             chosen = "  [bold]chosen[/]" if attempt["chosen"] else ""
             self.console.print(
@@ -368,7 +371,9 @@ def _above(row: Mapping[str, Any]) -> str:
 def _change(change: Mapping[str, float | None], word: str) -> str:
     value = change["value"] or 0.0
     colour = "green" if (value > 0) == (word == "gain") else "red"
-    if round(value, 2) == 0:
+    if not math.isfinite(value):
+        colour = "red"
+    elif round(value, 2) == 0:
         colour = "dim"
     text = f"{word} {_signed(value)}"
     if change["low"] is not None:

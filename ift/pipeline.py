@@ -207,11 +207,10 @@ def _second(job: Job, found: Manifest) -> Job | None:
     if policy == "lora" and found["train"]["method"] == "lora":
         job.terminal.note("it forgot too much, with LoRA already: forgetting.on_breach has no answer to that")
         return None
-    worst = f"{found['gate']['worst_probe']} {found['gate']['worst_drop']:+.2f}"
+    failed = [row for row in found["gate"]["lines"] if row["check"] in gate.breaches(found["gate"])]
+    why = "; ".join(f"{row['check']}: {row['detail']}" for row in failed[:3])
     words = "with general data mixed in" if policy == "replay" else "with LoRA instead of all weights"
-    job.terminal.note(
-        f"it forgot too much (worst drop {worst}): a second run, {words} (forgetting.on_breach)"
-    )
+    job.terminal.note(f"it forgot too much ({why}): a second run, {words} (forgetting.on_breach)")
     other = _other(job.spec, job.folder / SECOND, job.terminal, policy)
     other.check()
     return other
@@ -248,6 +247,8 @@ def _rank(summary: Manifest) -> tuple[bool, int, float]:
 
 def _attempt(summary: Manifest) -> Manifest:
     """What one of several runs gave, in short."""
+    from ift.tracking import gate
+
     return {
         "name": summary["name"],
         "folder": summary["run_dir"],
@@ -257,5 +258,6 @@ def _attempt(summary: Manifest) -> Manifest:
         "mean_drop": summary["gate"]["mean_drop"],
         "worst_drop": summary["gate"]["worst_drop"],
         "worst_probe": summary["gate"]["worst_probe"],
-        "gains": {row["name"]: row["gain"]["value"] for row in summary["task"]},
+        "breaches": gate.breaches(summary["gate"]),
+        "gains": {row["name"]: row["gain"]["value"] for row in summary["task"] if not row["held_out"]},
     }

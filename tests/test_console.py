@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from ift import console
 from ift.console import own_terminal
 
 SCRIPT = """
@@ -90,3 +93,10 @@ def test_brackets_of_a_user_are_text(tmp_path: Path) -> None:
         os.close(target)
     assert "[/x] [red]not a style" in out.read_text()
     assert "[bold]not a style" in out.read_text()
+
+
+@pytest.mark.parametrize("word", ["gain", "drop"])
+def test_a_change_that_is_no_number_is_red(word: str) -> None:
+    nan = float("nan")
+    assert console._change({"value": nan, "low": None, "high": None}, word) == f"[red]{word} +nan[/]"
+    assert console._change({"value": -0.2, "low": None, "high": None}, "drop").startswith("[green]")

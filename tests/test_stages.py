@@ -202,3 +202,34 @@ def test_what_is_there_is_counted_again_behind_training(
     )
     pipeline._work(job)
     assert seen == {"prepare": 0, "plan": 1, "baseline": 1, "prompting": 1, "train": 1, "evaluate": 8}
+
+
+def test_a_held_out_task_that_got_worse_is_named_and_followed_by_a_second_run(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """Without a probe there is no worst one; of several runs, what was held out is no gain."""
+    from ift.tracking import gate
+
+    job = going_on(tmp_path, tiny_model, "forgetting={on_breach: lora}")
+    told: list[str] = []
+    job.terminal.note = told.append  # type: ignore[method-assign]
+    trained = {
+        "name": "reviews",
+        "items": 90,
+        "held_out": False,
+        "gain": {"value": 0.3, "low": 0.2, "high": 0.4},
+    }
+    lost = {"name": "nli", "items": 90, "held_out": True, "gain": {"value": -0.3, "low": -0.4, "high": -0.2}}
+    judged = gate.decide([trained, lost], [], max_drop=0.05)
+    found = {
+        "gate": judged,
+        "train": {"method": "full"},
+        "task": [trained, lost],
+        "name": "a",
+        "run_dir": "a",
+    }
+    assert pipeline._second(job, found) is not None
+    words = "it forgot too much (task nli: drop +0.300 [+0.200, +0.400] over 90 items"
+    assert any(note.startswith(words) for note in told)
+    attempt = pipeline._attempt({**found, "forgetting": {"breach": True}})
+    assert (attempt["breaches"], attempt["gains"]) == (["task nli"], {"reviews": 0.3})

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ift.evaluate.forgetting import normalised
-from ift.evaluate.statistics import Interval, interval
+from ift.evaluate.statistics import FEW, Interval, interval
 
 MARGIN = 0.02  # a difference in score that nobody would train a model for
 _TRAINED, _READ = 6, 2  # operations a parameter and token
@@ -119,8 +119,14 @@ def _verdict(ways: Sequence[_Scored], trained_tokens: Mapping[str, int]) -> dict
     tuned = [way for way in ways if way.way.trained]
     if not prompted or not tuned:
         return {"kind": "unknown", "words": "one side was not measured"}
+    if broken := [way.way.name for way in ways if not math.isfinite(way.value)]:
+        words = f"the scores of {', '.join(broken)} are no numbers: the model is broken"
+        return {"kind": "unknown", "words": words}
     prompt = max(prompted, key=lambda way: (way.value, -way.way.shots))
     best = max(tuned, key=lambda way: way.value)
+    shared = len(best.scores.keys() & prompt.scores.keys())
+    if not shared:
+        return {"kind": "unknown", "words": "the two sides were asked other items"}
     gain = best.over(prompt)
     value, low, high = (
         math.nan if gain[key] is None else float(gain[key] or 0) for key in ("value", "low", "high")
@@ -128,6 +134,14 @@ def _verdict(ways: Sequence[_Scored], trained_tokens: Mapping[str, int]) -> dict
     calls = _break_even(prompt, best, trained_tokens.get(best.way.name))
     found = {"prompt": prompt.way.name, "tuned": best.way.name, "gain": gain, "break_even_calls": calls}
     against = f"{best.value:.2f} against {prompt.value:.2f} with {_shots(prompt)} ({_signed(gain)})"
+    cannot_tell = {
+        "kind": "unclear",
+        "words": f"{'this item' if shared == 1 else f'these {shared:,} items'} cannot tell: "
+        f"tuned {against}{_in_compute(calls, prompt, best, but=True)}",
+        **found,
+    }
+    if shared < FEW:
+        return cannot_tell
     if not prompt.beats_guessing and not best.beats_guessing:
         words = f"neither works: {against} is no better than guessing ({best.chance:.2f})"
         return {"kind": "neither", "words": words, **found}
@@ -140,8 +154,7 @@ def _verdict(ways: Sequence[_Scored], trained_tokens: Mapping[str, int]) -> dict
     if high < MARGIN:
         words = f"prompting suffices: tuned {against}{_in_compute(calls, prompt, best, but=True)}"
         return {"kind": "prompting", "words": words, **found}
-    words = f"these {len(best.scores)} items cannot tell: tuned {against}{_in_compute(calls, prompt, best, but=True)}"
-    return {"kind": "unclear", "words": words, **found}
+    return cannot_tell
 
 
 def _break_even(prompt: _Scored, tuned: _Scored, trained: int | None) -> int | None:

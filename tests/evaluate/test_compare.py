@@ -116,3 +116,19 @@ def test_a_training_that_ended_early_cost_less(tmp_path: Path, packs: int | None
     storage.write_json(tmp_path / "prepare" / "manifest.json", {"packs": 80, "tokens": 8_000})
     storage.write_json(tmp_path / "train" / "manifest.json", {"packs": packs} if packs else {})
     assert _trained_tokens(tmp_path) == tokens
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_few_items_cannot_tell_though_all_say_the_same(count: int) -> None:
+    found = verdict(0.0, 0.0, 1.0, count=count)
+    assert found["kind"] == "unclear"
+    assert f"{'this item' if count == 1 else f'these {count} items'} cannot tell" in found["words"]
+
+
+def test_scores_that_are_no_numbers_are_said_to_be_none() -> None:
+    ways = [
+        Way("base, 0 shots", answers(right(0.5))),
+        Way("tuned", answers([float("nan")] * 200), trained=True),
+    ]
+    [row] = compare(ways, context=2048, trained_tokens={"tuned": 1})
+    assert row["verdict"]["words"] == "the scores of tuned are no numbers: the model is broken"

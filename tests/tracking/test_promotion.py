@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from made import check_race, make_version, predictions
 
 from ift.errors import IftError
+from ift.evaluate.forgetting import questions
 from ift.tracking import guard, promotion
 from ift.tracking.client import mlflow_client
 from ift.tracking.promotion import Move
@@ -207,13 +208,14 @@ ROW = predictions(1.0, 1.0)[0]
 
 
 @given(
-    st.sampled_from(["kind", "metric", "prompt", "system", "choices", "ranking", "label", "shots", "check"]),
+    st.sampled_from(["kind", "metric", "prompt", "label", "shots", "asked"]),
     st.sampled_from(["another", ["another"], 3]),
 )
 def test_items_are_the_same_where_all_that_makes_them_is(key: str, value: Any) -> None:
-    assert promotion._items([ROW]) == promotion._items([{**ROW, "score": 0.0, "output": "no"}])
-    assert promotion._items([ROW]) == promotion._items([{"choices": None, **ROW}])
-    assert promotion._items([{**ROW, key: value}]) != promotion._items([ROW])
+    row = {**ROW, "asked": "4f1c"}
+    one, same, other = questions([row], [{**row, "score": 0.0, "output": "no"}], [{**row, key: value}])
+    assert one == same
+    assert one != other
 
 
 @pytest.mark.parametrize(
