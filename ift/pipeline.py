@@ -35,7 +35,7 @@ from ift.errors import IftError
 from ift.redaction import without_secrets
 from ift.spec import Spec
 from ift.stages import FITTING, Job
-from ift.summary import STAGES, Manifest, done, prompting_of, shown, summary_of, versions
+from ift.summary import STAGES, Manifest, done, prompting_of, shots_left, shown, summary_of, versions
 
 SECOND, LORA = "second", "lora"  # folders of further runs inside a run's own
 
@@ -150,8 +150,7 @@ def claim(folder: Path, spec: Spec) -> Spec:
 
 def _left(spec: Spec, folder: Path) -> bool:
     """Whether anything is to be done that needs a cluster."""
-    asked = [*STAGES[:-1], *(f"prompting/{n}" for n in spec.evaluate.shots)]
-    return not all(done(folder, stage) for stage in asked)
+    return not all(done(folder, stage) for stage in STAGES[:-1]) or bool(shots_left(spec, folder))
 
 
 def _work(job: Job) -> None:

@@ -233,3 +233,23 @@ def test_a_held_out_task_that_got_worse_is_named_and_followed_by_a_second_run(
     assert any(note.startswith(words) for note in told)
     attempt = pipeline._attempt({**found, "forgetting": {"breach": True}})
     assert (attempt["breaches"], attempt["gains"]) == (["task nli"], {"reviews": 0.3})
+
+
+def test_a_task_of_the_harness_that_is_called_as_one_of_the_run_is_refused(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    job = going_on(tmp_path, tiny_model, "evaluate.harness=[films]")
+    with pytest.raises(IftError, match=r"`evaluate\.harness` names films, and so is a task or a probe"):
+        job.check()
+
+
+def test_other_draws_of_solved_examples_are_asked_anew(tmp_path: Path, tiny_model: Path) -> None:
+    job = going_on(tmp_path, tiny_model, "evaluate.shots=[1, 3]", "evaluate.draws=2")
+    assert job._shots_left() == [1, 3]
+    manifest = tmp_path / "run" / "prompting" / "1" / "manifest.json"
+    storage.write_json(manifest, {"items": 4})  # as an older ift has left it
+    assert job._shots_left() == [3]
+    storage.write_json(manifest, {"items": 4, "draws": 2})
+    assert job._shots_left() == [3]
+    storage.write_json(manifest, {"items": 4, "draws": 1})
+    assert job._shots_left() == [1, 3]
