@@ -329,16 +329,12 @@ def inspect(
 @click.option(
     "--ranking",
     type=click.Choice(["length", "raw", "unconditional"]),
-    default="length",
-    show_default=True,
-    help="How choices are ranked.",
+    help="How choices are ranked.  [default: as the run's spec says; length]",
 )
 @click.option(
     "--engine",
     type=click.Choice(["transformers", "vllm"]),
-    default="transformers",
-    show_default=True,
-    help="What writes answers; vllm on GPUs.",
+    help="What writes answers; vllm on GPUs.  [default: as the run's spec says; transformers]",
 )
 @click.option(
     "--allow-code", is_flag=True, help="Run code that the model wrote, where a task is graded by it."
@@ -360,8 +356,8 @@ def evaluate(
     probes: str,
     against: str | None,
     limit: int | None,
-    ranking: str,
-    engine: str,
+    ranking: str | None,
+    engine: str | None,
     allow_code: bool,
     max_drop: float,
     folders: Sequence[str],

@@ -255,7 +255,9 @@ class Terminal:
             if line["verdict"] != "pass":
                 self.say(f"            {line['verdict']}: {line['check']}: {line['detail']}")
         for attempt in summary.get("attempts", ()):
-            worst = f"worst drop {_signed(attempt['worst_drop'])} ({attempt['worst_probe']})"
+            worst = f"worst drop {_signed(attempt['worst_drop'])} ({attempt['worst_probe'] or 'no probe'})"
+            if attempt.get("breaches"):
+                worst += f", too much on {escape(', '.join(attempt['breaches'][:4]))}"
             gains = ", ".join(f"{name} {_signed(gain)}" for name, gain in list(attempt["gains"].items())[:4])
             chosen = "  [bold]chosen[/]" if attempt["chosen"] else ""
             self.console.print(

@@ -11,13 +11,16 @@ the run's. What was predicted before is not predicted again.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ift import cluster, fetching, storage
 from ift.console import Stage, Terminal
 from ift.errors import IftError
 from ift.models import base
 from ift.summary import done, means, predictions_of
+
+if TYPE_CHECKING:
+    from ift.spec import Spec
 
 Manifest = dict[str, Any]
 _LIMIT = 500  # test examples of a named task, where nothing is said
@@ -33,10 +36,9 @@ def evaluate(
     probes: str = "default",
     against: str | None = None,
     limit: int | None = None,
-    ranking: str = "length",
-    engine: str = "transformers",
+    ranking: str | None = None,
+    engine: str | None = None,
     allow_code: bool = False,
-    batch_tokens: int | Literal["auto"] = "auto",
     max_drop: float = 0.05,
     address: str | None = None,
     uri: str = "",
@@ -44,9 +46,13 @@ def evaluate(
     """Ask `model`, and `against`, the items of `tasks` and `probes`; print and write what came out.
 
     `tasks` are names of the library or paths of task files; `probes` is default, none, or names between commas. Of
-    each task `limit` test examples are asked; where it is None, all of a run's own and 500 of others.
+    each task `limit` test examples are asked; where it is None, all of a run's own and 500 of others. What else is not
+    given is as in the run's spec, or else as a spec has it by default.
     Raises `IftError` where there is no such model or task, and where there is nothing to ask.
     """
+    from ift.evaluate.evaluator import number_format
+    from ift.spec import EvaluateSpec
+
     named = {"model": _folder(model, uri, terminal, "model")}
     if against:
         named["against"] = _folder(against, uri, terminal, "against")
@@ -55,6 +61,9 @@ def evaluate(
         from ift.tasks import code
 
         code.make_sure(allow_code=allow_code)
+    spec = _spec(model)
+    given, precision = (spec.evaluate, spec.train.precision) if spec else (EvaluateSpec(), "auto")
+    ranking, engine = ranking or given.ranking, engine or given.engine
     predictions: dict[str, list[Manifest]] = {}
     seconds: dict[str, dict[str, float]] = {}
     with cluster.connect(address, workers=None):
@@ -70,8 +79,9 @@ def evaluate(
                     ranking=ranking,
                     engine=engine,
                     allow_code=allow_code,
-                    batch_tokens=batch_tokens,
-                    base=predictions.get("against"),
+                    batch_tokens=given.batch_tokens,
+                    base=predictions.get("against") if against else _baseline(model, items),
+                    dtype=number_format(precision, resources.gpus),
                 )
     summary = {
         "model": model,
@@ -161,6 +171,27 @@ def _mean(predictions: Sequence[Manifest]) -> float:
     return sum(scores) / len(scores)
 
 
+def _spec(model: str) -> "Spec | None":
+    """The spec of the run whose folder `model` is; None where it is something else."""
+    from ift import spec as specs
+
+    path = Path(model) / "spec.yaml"
+    return specs.load(path) if path.is_file() else None
+
+
+def _baseline(model: str, items: Sequence[Manifest]) -> list[Manifest] | None:
+    """What the base model of the run in the folder `model` answered to `items`; None where it was not asked all."""
+    if not (Path(model) / "baseline" / "predictions.parquet").is_file():
+        return None
+
+    def asked(of: Manifest) -> tuple[Any, ...]:
+        return of["suite"], of["name"], of["id"]
+
+    answers = {asked(prediction): prediction for prediction in predictions_of(Path(model), "baseline")}
+    found = [answers[key] for item in items if (key := asked(item)) in answers]
+    return found if len(found) == len(items) else None
+
+
 def _folder(source: str, uri: str, terminal: Terminal, name: str) -> Path:
     with terminal.stage(name) as stage:
         folder = fetching.fetch(source, uri=uri, notify=stage.status)
@@ -241,16 +272,16 @@ def _predict(
     allow_code: bool,
     batch_tokens: int | Literal["auto"],
     base: list[Manifest] | None,
-    dtype: str | None = None,
+    dtype: str,
 ) -> tuple[list[Manifest], dict[str, float]]:
-    from ift.evaluate.evaluator import number_format, timed, write
+    from ift.evaluate.evaluator import timed, write
 
     stage.status("loading the model")
     predictions, seconds = timed(
         folder,
         items,
         gpus=resources.gpus,
-        dtype=dtype or number_format("auto", resources.gpus),
+        dtype=dtype,
         cache=storage.cache_dir(),
         batch_tokens=batch_tokens,
         ranking=ranking,

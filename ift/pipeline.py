@@ -35,7 +35,7 @@ from ift.errors import IftError
 from ift.redaction import without_secrets
 from ift.spec import Spec
 from ift.stages import FITTING, Job
-from ift.summary import STAGES, Manifest, done, prompting_of, shown, summary_of, versions
+from ift.summary import STAGES, Manifest, done, prompting_of, shots_left, shown, summary_of, versions
 
 SECOND, LORA = "second", "lora"  # folders of further runs inside a run's own
 
@@ -150,8 +150,7 @@ def claim(folder: Path, spec: Spec) -> Spec:
 
 def _left(spec: Spec, folder: Path) -> bool:
     """Whether anything is to be done that needs a cluster."""
-    asked = [*STAGES[:-1], *(f"prompting/{n}" for n in spec.evaluate.shots)]
-    return not all(done(folder, stage) for stage in asked)
+    return not all(done(folder, stage) for stage in STAGES[:-1]) or bool(shots_left(spec, folder))
 
 
 def _work(job: Job) -> None:
@@ -207,8 +206,8 @@ def _second(job: Job, found: Manifest) -> Job | None:
     if policy == "lora" and found["train"]["method"] == "lora":
         job.terminal.note("it forgot too much, with LoRA already: forgetting.on_breach has no answer to that")
         return None
-    failed = [row for row in found["gate"]["lines"] if row["of"] == "forgetting" and row["verdict"] == "fail"]
-    why = f"{failed[0]['check']}: {failed[0]['detail']}" + (f"; {len(failed) - 1} more" if failed[1:] else "")
+    failed = [row for row in found["gate"]["lines"] if row["check"] in gate.breaches(found["gate"])]
+    why = "; ".join(f"{row['check']}: {row['detail']}" for row in failed[:3])
     words = "with general data mixed in" if policy == "replay" else "with LoRA instead of all weights"
     job.terminal.note(f"it forgot too much ({why}): a second run, {words} (forgetting.on_breach)")
     other = _other(job.spec, job.folder / SECOND, job.terminal, policy)
@@ -247,6 +246,8 @@ def _rank(summary: Manifest) -> tuple[bool, int, float]:
 
 def _attempt(summary: Manifest) -> Manifest:
     """What one of several runs gave, in short."""
+    from ift.tracking import gate
+
     return {
         "name": summary["name"],
         "folder": summary["run_dir"],
@@ -256,5 +257,6 @@ def _attempt(summary: Manifest) -> Manifest:
         "mean_drop": summary["gate"]["mean_drop"],
         "worst_drop": summary["gate"]["worst_drop"],
         "worst_probe": summary["gate"]["worst_probe"],
+        "breaches": gate.breaches(summary["gate"]),
         "gains": {row["name"]: row["gain"]["value"] for row in summary["task"] if not row["held_out"]},
     }

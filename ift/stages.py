@@ -35,6 +35,7 @@ from ift.summary import (
     means,
     numbers_of,
     predictions_of,
+    shots_left,
     shown,
     stage_numbers,
     tags_of,
@@ -166,6 +167,13 @@ class Job:
         if spec.evaluate.harness:
             from ift.evaluate import harness
 
+            named = {*self.selection.tasks, *(probe.name for probe in self.probes)}
+            if twice := sorted(named & set(spec.evaluate.harness)):
+                raise IftError(
+                    f"`evaluate.harness` names {', '.join(twice)}, and so is a task or a probe of this run called",
+                    wanted="a name for each: their scores would be taken for one",
+                    hint="leave it out of evaluate.harness: the run measures it already",
+                )
             harness.check(spec.evaluate.harness)
         if spec.evaluate.engine == "vllm":
             from ift.evaluate import with_vllm
@@ -432,6 +440,7 @@ class Job:
                 manifest = {
                     "scores": scores,
                     "items": len(of_n),
+                    "draws": self.spec.evaluate.draws,
                     "seconds_an_item": took,
                     "seconds": (time.monotonic() - started) / len(left),
                     "peak_memory_bytes": self.memory.take(),
@@ -447,7 +456,7 @@ class Job:
             stage.result("; ".join(words))
 
     def _shots_left(self) -> list[int]:
-        return [n for n in self.spec.evaluate.shots if not done(self.folder, f"prompting/{n}")]
+        return shots_left(self.spec, self.folder)
 
     def _shot_items(self, shots: int, stage: Stage) -> list[Manifest]:
         from ift.data.shots import shot_items

@@ -113,6 +113,16 @@ def _without(manifest: Mapping[str, Any], keys: tuple[str, ...]) -> Manifest:
     return {key: value for key, value in manifest.items() if key not in keys}
 
 
+def shots_left(spec: Spec, folder: Path) -> list[int]:
+    """The numbers of `evaluate.shots` behind which the base model is still to be asked, with as many `draws`.
+
+    An older ift did not write down with how many it was asked.
+    """
+    drawn = {n: done(folder, f"prompting/{n}") for n in spec.evaluate.shots}
+    asked = spec.evaluate.draws
+    return [n for n, manifest in drawn.items() if manifest is None or manifest.get("draws", asked) != asked]
+
+
 def prompted_shots(folder: Path) -> list[int]:
     """The numbers of solved examples behind which the base model was asked."""
     found = [int(path.parent.name) for path in folder.glob("prompting/*/manifest.json")]

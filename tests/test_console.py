@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ift import console
 from ift.console import own_terminal
 
@@ -93,7 +95,8 @@ def test_brackets_of_a_user_are_text(tmp_path: Path) -> None:
     assert "[bold]not a style" in out.read_text()
 
 
-def test_a_change_that_is_no_number_is_no_good_news() -> None:
-    gone = {"value": float("nan"), "low": None, "high": None}
-    assert console._change(gone, "drop") == "[red]drop +nan[/]"
-    assert console._change({**gone, "value": 0.2}, "gain") == "[green]gain +0.20[/]"
+@pytest.mark.parametrize("word", ["gain", "drop"])
+def test_a_change_that_is_no_number_is_red(word: str) -> None:
+    nan = float("nan")
+    assert console._change({"value": nan, "low": None, "high": None}, word) == f"[red]{word} +nan[/]"
+    assert console._change({"value": -0.2, "low": None, "high": None}, "drop").startswith("[green]")

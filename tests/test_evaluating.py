@@ -1,6 +1,7 @@
 """`ift evaluate` and `ift transfer`: which items are asked, and in which way."""
 
 import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,36 @@ def test_the_command_asks_all_of_a_runs_own_items(tmp_path: Path, monkeypatch: p
     done = CliRunner().invoke(cli, ["evaluate", "runs/tiny"])
     assert done.exit_code == 0, done.output
     assert heard["limit"] is None
+
+
+def test_a_runs_model_is_asked_as_its_spec_says_and_beside_its_base(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"ranking": "raw", "batch_tokens": 600}
+    spec = write_spec(tmp_path, tiny_model, evaluate=asked, train={"precision": "bf16"})
+    run = finished(tmp_path / "run", spec)
+    shutil.copytree(tiny_model, run / "model", dirs_exist_ok=True)
+    answers = predictions(0.5, 0.5)
+    evaluator.write(run / "baseline" / "predictions.parquet", answers, [0.0] * len(answers))
+    heard: list[dict[str, Any]] = []
+
+    def timed(folder: Path, items: list[dict[str, Any]], **how: Any) -> Any:
+        heard.append(how)
+        return [{**item, "cut": False} for item in items], [0.0] * len(items)
+
+    monkeypatch.setattr("ift.cluster.connect", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr("ift.cluster.with_gpu", lambda *_: Resources(cpus=2, gpus=0, nodes=1))
+    monkeypatch.setattr(evaluator, "timed", timed)
+    told = Terminal(Console())
+    evaluating.evaluate(str(run), terminal=told, output=tmp_path / "out")
+    evaluating.evaluate(str(run), terminal=told, output=tmp_path / "out", ranking="length", limit=2)
+    evaluating.evaluate(str(tiny_model), terminal=told, output=tmp_path / "out", probes="definitions")
+    keys = ("ranking", "engine", "batch_tokens", "dtype")
+    assert [tuple(how[key] for key in keys) for how in heard] == [
+        ("raw", "transformers", 600, "bfloat16"),
+        ("length", "transformers", 600, "bfloat16"),
+        ("length", "transformers", "auto", "float32"),
+    ]
+    assert [p["id"] for p in heard[0]["base"]] == [p["id"] for p in answers]
+    assert len(heard[1]["base"]) < len(answers)
+    assert heard[2]["base"] is None

@@ -249,3 +249,54 @@ def test_what_is_there_is_counted_again_behind_training(
     )
     pipeline._work(job)
     assert seen == {"prepare": 0, "plan": 1, "baseline": 1, "prompting": 1, "train": 1, "evaluate": 8}
+
+
+def test_a_held_out_task_that_got_worse_is_named_and_followed_by_a_second_run(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """Without a probe there is no worst one; of several runs, what was held out is no gain."""
+    from ift.tracking import gate
+
+    job = going_on(tmp_path, tiny_model, "forgetting={on_breach: lora}")
+    told: list[str] = []
+    job.terminal.note = told.append  # type: ignore[method-assign]
+    trained = {
+        "name": "reviews",
+        "items": 90,
+        "held_out": False,
+        "gain": {"value": 0.3, "low": 0.2, "high": 0.4},
+    }
+    lost = {"name": "nli", "items": 90, "held_out": True, "gain": {"value": -0.3, "low": -0.4, "high": -0.2}}
+    judged = gate.decide([trained, lost], [], max_drop=0.05)
+    found = {
+        "gate": judged,
+        "train": {"method": "full"},
+        "task": [trained, lost],
+        "name": "a",
+        "run_dir": "a",
+    }
+    assert pipeline._second(job, found) is not None
+    words = "it forgot too much (task nli: drop +0.300 [+0.200, +0.400] over 90 items"
+    assert any(note.startswith(words) for note in told)
+    attempt = pipeline._attempt({**found, "forgetting": {"breach": True}})
+    assert (attempt["breaches"], attempt["gains"]) == (["task nli"], {"reviews": 0.3})
+
+
+def test_a_task_of_the_harness_that_is_called_as_one_of_the_run_is_refused(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    job = going_on(tmp_path, tiny_model, "evaluate.harness=[films]")
+    with pytest.raises(IftError, match=r"`evaluate\.harness` names films, and so is a task or a probe"):
+        job.check()
+
+
+def test_other_draws_of_solved_examples_are_asked_anew(tmp_path: Path, tiny_model: Path) -> None:
+    job = going_on(tmp_path, tiny_model, "evaluate.shots=[1, 3]", "evaluate.draws=2")
+    assert job._shots_left() == [1, 3]
+    manifest = tmp_path / "run" / "prompting" / "1" / "manifest.json"
+    storage.write_json(manifest, {"items": 4})  # as an older ift has left it
+    assert job._shots_left() == [3]
+    storage.write_json(manifest, {"items": 4, "draws": 2})
+    assert job._shots_left() == [3]
+    storage.write_json(manifest, {"items": 4, "draws": 1})
+    assert job._shots_left() == [1, 3]

@@ -119,8 +119,14 @@ def _verdict(ways: Sequence[_Scored], trained_tokens: Mapping[str, int]) -> dict
     tuned = [way for way in ways if way.way.trained]
     if not prompted or not tuned:
         return {"kind": "unknown", "words": "one side was not measured"}
+    if broken := [way.way.name for way in ways if not math.isfinite(way.value)]:
+        words = f"the scores of {', '.join(broken)} are no numbers: the model is broken"
+        return {"kind": "unknown", "words": words}
     prompt = max(prompted, key=lambda way: (way.value, -way.way.shots))
     best = max(tuned, key=lambda way: way.value)
+    shared = len(best.scores.keys() & prompt.scores.keys())
+    if not shared:
+        return {"kind": "unknown", "words": "the two sides were asked other items"}
     gain = best.over(prompt)
     value, low, high = (
         math.nan if gain[key] is None else float(gain[key] or 0) for key in ("value", "low", "high")
@@ -128,12 +134,14 @@ def _verdict(ways: Sequence[_Scored], trained_tokens: Mapping[str, int]) -> dict
     calls = _break_even(prompt, best, trained_tokens.get(best.way.name))
     found = {"prompt": prompt.way.name, "tuned": best.way.name, "gain": gain, "break_even_calls": calls}
     against = f"{best.value:.2f} against {prompt.value:.2f} with {_shots(prompt)} ({_signed(gain)})"
-    if not math.isfinite(value):
-        words = f"scores that are no numbers cannot tell: tuned {best.value:.2f} against {prompt.value:.2f}"
-        return {"kind": "unclear", "words": words, **found}
-    if len(best.scores) < FEW:
-        words = f"{len(best.scores)} items cannot tell, whatever they say: tuned {against}"
-        return {"kind": "unclear", "words": words, **found}
+    cannot_tell = {
+        "kind": "unclear",
+        "words": f"{'this item' if shared == 1 else f'these {shared:,} items'} cannot tell: "
+        f"tuned {against}{_in_compute(calls, prompt, best, but=True)}",
+        **found,
+    }
+    if shared < FEW:
+        return cannot_tell
     if not prompt.beats_guessing and not best.beats_guessing:
         words = f"neither works: {against} is no better than guessing ({best.chance:.2f})"
         return {"kind": "neither", "words": words, **found}
@@ -146,8 +154,7 @@ def _verdict(ways: Sequence[_Scored], trained_tokens: Mapping[str, int]) -> dict
     if high < MARGIN:
         words = f"prompting suffices: tuned {against}{_in_compute(calls, prompt, best, but=True)}"
         return {"kind": "prompting", "words": words, **found}
-    words = f"these {len(best.scores)} items cannot tell: tuned {against}{_in_compute(calls, prompt, best, but=True)}"
-    return {"kind": "unclear", "words": words, **found}
+    return cannot_tell
 
 
 def _break_even(prompt: _Scored, tuned: _Scored, trained: int | None) -> int | None:

@@ -31,13 +31,14 @@ METRICS = {"multiple_choice": "accuracy", "reference": "nats a token", "generati
 
 
 def compare(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], *, may_gain: bool = True
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Tasks and probes, each `{name, kind, metric, items, base, tuned, normalised, gain | drop}`, in the items' order.
 
     What was not trained on (probes, and tasks held out) has `p`, the probability of such a drop by chance, and
     `p_corrected` for how many of them there are. A task of which few items differ has `p_gain`, that of such a gain: a
-    bootstrap of these says too much, and of more it says the same.
+    bootstrap of these says too much, and of more it says the same. Where a task is not asked to gain (`may_gain` is
+    False: the two models are both tuned), it is judged as what was not trained on.
     """
     if [(p["name"], p["id"]) for p in before] != [(p["name"], p["id"]) for p in after]:
         raise ValueError("the two models were not asked the same items")
@@ -74,7 +75,7 @@ def compare(
             row["answer_words"] = {"base": _words(b for b, _ in pairs), "tuned": _words(a for _, a in pairs)}
         if suite != "probe":
             row["also"] = _also([b for b, _ in pairs], [a for _, a in pairs])
-        if suite != "task":
+        if suite != "task" or not may_gain:
             row["p"] = p_of_drop(worse)
         elif np.count_nonzero(worse) <= EXACT:
             row["p_gain"] = p_of_drop(-worse)
@@ -154,16 +155,31 @@ def mean_drop(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, 
     return {"value": float(means[0]), "low": float(low), "high": float(high)}
 
 
-def summary(probes: Sequence[Mapping[str, Any]], *, breach: bool) -> dict[str, Any]:
-    """The probes in short: `{"breach", "mean_drop", "worst", "probes": {name: {base, tuned, drop, low, high, p}}}`.
+def mean_and_worst(
+    probes: Sequence[Mapping[str, Any]],
+) -> tuple[float | None, float | None, str | None]:
+    """The mean drop, the worst one, and the probe that it is of; all None where none was measured.
 
     A drop that is no number is the worst, and makes the mean one that is none.
     """
-    drops = {row["name"]: row["drop"]["value"] for row in probes if row["drop"]["value"] is not None}
+    drops = {str(row["name"]): (row.get("drop") or {}).get("value") for row in probes}
+    known = {name: float(drop) for name, drop in drops.items() if drop is not None}
+    if not known:
+        return None, None, None
+    worst = max(known, key=lambda name: (math.isnan(known[name]), known[name], name))
+    return sum(known.values()) / len(known), known[worst], worst
+
+
+def summary(probes: Sequence[Mapping[str, Any]], *, breach: bool) -> dict[str, Any]:
+    """The probes in short: `{"breach", "mean_drop", "worst", "probes": {name: {base, tuned, drop, low, high, p}}}`.
+
+    The mean and the worst drop are those of `mean_and_worst`.
+    """
+    mean, _, worst = mean_and_worst(probes)
     return {
         "breach": breach,
-        "mean_drop": math.fsum(drops.values()) / len(drops) if drops else None,
-        "worst": max(drops, key=lambda name: (math.isnan(drops[name]), drops[name])) if drops else None,
+        "mean_drop": mean,
+        "worst": worst,
         "probes": {
             row["name"]: {
                 "base": row["base"]["value"],

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Interval = dict[str, float | None]
 RESAMPLES = 4000
 _AT_ONCE = 10**7  # numbers that are drawn at a time: what is in memory does not grow with the items
+FEW = 6  # items below which no difference is told apart from chance, though all of them say the same
 EXACT = 12  # so many differences have few enough signs to try them all
 FEW = 6  # items below which no difference is told apart from chance, though all of them say the same
 
@@ -33,6 +34,8 @@ def interval(values: NDArray[np.float64]) -> Interval:
     mean = float(values.mean())
     if len(values) < 2:
         return {"value": mean, "low": None, "high": None}
+    if not np.isfinite(values).all():
+        return {"value": mean, "low": mean, "high": mean}
     if np.ptp(values) == 0:  # the bootstrap of equal values is that value
         return {"value": mean, "low": mean, "high": mean}
     n = len(values)
@@ -59,13 +62,17 @@ def p_of_drop(differences: NDArray[np.float64]) -> float:
 
     The paired permutation test, one-sided (Fisher 1935; Dror et al. 2018, The hitchhiker's guide to testing
     statistical significance in NLP): were the two models alike, each item's difference could as well have the other
-    sign. Of up to 12 items that differ all signs are tried, of more a drawn 9,999. 1.0 where no item differs.
+    sign. Of up to 12 items that differ all signs are tried, of more a drawn 9,999. 1.0 where no item differs. An
+    infinite difference, of a loss that overflows, is larger than all others together; one that is no number tells
+    nothing: 1.0.
     """
     from scipy.stats import permutation_test
 
     moved = differences[differences != 0]
-    if not len(moved) or not np.isfinite(moved).all():
+    if not len(moved) or np.isnan(moved).any():
         return 1.0
+    infinite = np.isinf(moved)
+    moved = np.where(infinite, np.sign(moved) * (1 + np.abs(moved[~infinite]).sum()), moved)
     if len(moved) == 1:
         return 0.5 if moved[0] > 0 else 1.0
     exact = len(moved) <= EXACT

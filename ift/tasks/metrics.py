@@ -53,6 +53,10 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 
+# What of a number is no punctuation, and characters of nobody's that stand for it.
+_SIGN, _KEPT_SIGN = re.compile(r"(?<![\w.)\]])[-−](?=\.?[0-9])"), "\ue000"
+_POINT, _KEPT_POINT = re.compile(r"(?<=[0-9])\.(?=[0-9])|(?<![\w.])\.(?=[0-9])"), "\ue001"
+
 _SUM = re.compile(
     r"(?:[0-9x\s.,$€£%()+*/×÷·−-]*(?<!\()=)+", re.I
 )  # in front of what it comes to: "3 + 4 = 7"
@@ -103,8 +107,12 @@ def normalise(text: str) -> str:
 
 
 def exact_match(output: str, expected: str) -> float:
-    """1.0 where the two are equal after `normalise`."""
-    return float(normalise(output) == normalise(expected))
+    """1.0 where the two are equal after `normalise`, which here leaves numbers their sign and their decimal point.
+
+    A text of which nothing is left, such as `+`, is compared as it stands.
+    """
+    one, other = (normalise(_POINT.sub(_KEPT_POINT, _SIGN.sub(_KEPT_SIGN, t))) for t in (output, expected))
+    return float(one == other if one and other else output.strip() == expected.strip())
 
 
 def announced_match(output: str, reference: str) -> float:

@@ -6,6 +6,7 @@ Out: Markdown, at most as long as the registry keeps; and what a card of the Hug
     describe({"name": "reviews", "gate": {"verdict": "pass"}, ...})    # '# reviews\n\n**Gate: pass** ...'
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -85,7 +86,9 @@ def _attempts(rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
     lines = [
         f"- {_cell(row['name'])}: {_cell(row['verdict'])}, worst drop {_number(row['worst_drop'])} "
-        f"({_cell(row['worst_probe'])}){', this version' if row['chosen'] else ''}"
+        f"({_cell(row['worst_probe'] or 'no probe')})"
+        + (f", too much on {_cell(', '.join(row['breaches'][:4]))}" if row.get("breaches") else "")
+        + (", this version" if row["chosen"] else "")
         for row in rows
     ]
     return "## What was tried\n\n" + "\n".join(lines)
@@ -206,6 +209,8 @@ def _score(score: Mapping[str, Any], *, signed: bool) -> str:
 
 def _number(value: Any, *, signed: bool = False) -> str:
     with suppress(TypeError, ValueError):
+        if math.isnan(float(value)):
+            return "not a number"
         return f"{float(value):+.3f}" if signed else f"{float(value):.3f}"
     return "unknown"
 

@@ -19,6 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ift.evaluate import forgetting
 from ift.evaluate.statistics import FEW
 
 BEST_TO_WORST = ("pass", "unclear", "fail")
@@ -36,20 +37,17 @@ def decide(
     lines = [_held_out_line(t, max_drop) if t.get("held_out") else _task_line(t, min_gain) for t in tasks]
     lines += [_probe_line(probe, max_drop) for probe in probes]
     if all(task.get("held_out") for task in tasks):
-        lines.append(
-            line("gain", "tasks", "unclear", "no trained task was measured: what the model gained is unknown")
-        )
+        words = "no task that was trained on was measured: what the model gained is unknown"
+        lines.append(line("gain", "tasks", "unclear", words))
     if not probes:
         lines.append(
             line("forgetting", "probes", "unclear", "forgetting was not measured: there are no probes")
         )
 
-    drops = [(_number(probe, "drop", "value"), str(probe["name"])) for probe in probes]
-    known = [(drop, name) for drop, name in drops if drop is not None and math.isfinite(drop)]
-    worst_drop, worst_probe = max(known, default=(None, None))
+    mean_drop, worst_drop, worst_probe = forgetting.mean_and_worst(probes)
     return {
         "verdict": worst(lines),
-        "mean_drop": math.fsum(drop for drop, _ in known) / len(known) if known else None,
+        "mean_drop": mean_drop,
         "worst_drop": worst_drop,
         "worst_probe": worst_probe,
         "max_drop": max_drop,
@@ -79,7 +77,13 @@ def line(of: str, check: str, verdict: str, detail: str) -> dict[str, str]:
 
 def breached(decision: Mapping[str, Any]) -> bool:
     """Whether more was forgotten than is tolerated, and chance does not explain it."""
-    return any(row["verdict"] == "fail" and row["of"] == "forgetting" for row in decision["lines"])
+    return bool(breaches(decision))
+
+
+def breaches(decision: Mapping[str, Any]) -> list[str]:
+    """The probes and held-out tasks on which it was, as the gate's lines name them."""
+    lines = decision["lines"]
+    return [row["check"] for row in lines if row["verdict"] == "fail" and row["of"] == "forgetting"]
 
 
 def _by(min_gain: float) -> str:
@@ -126,6 +130,10 @@ def _probe_line(probe: Mapping[str, Any], max_drop: float) -> dict[str, str]:
         verdict, detail = "unclear", "its drop was not measured"
     elif math.isnan(drop):
         verdict, detail = "fail", "its drop is not a number: the tuned model's scores are broken"
+    elif drop == -math.inf:
+        verdict, detail = "unclear", "the base model's loss is infinite: nothing is known of what was lost"
+    elif _number(probe, "tuned", "value") == math.inf:
+        verdict, detail = "fail", "the tuned model's loss is infinite: its scores are broken"
     elif drop <= max_drop:
         verdict, detail = "pass", f"{shown}, at most {max_drop:g} allowed"
     elif _beyond_chance(probe, low):

@@ -185,9 +185,12 @@ def tolerated(summary: Row) -> float:
 def _earlier(summary: Row) -> list[Point]:
     """The attempts that were not chosen, which are known without intervals."""
     points = []
+    held_out = {row.get("name") for row in rows_of(summary, "task") if row.get("held_out")}
     for row in rows_of(summary, "attempts"):
         gains = [
-            gain for value in mapping(row.get("gains")).values() if math.isfinite(gain := as_float(value))
+            gain
+            for name, value in mapping(row.get("gains")).items()
+            if name not in held_out and math.isfinite(gain := as_float(value))
         ]
         if not row.get("chosen") and gains:
             mean = {"value": math.fsum(gains) / len(gains)}
@@ -215,7 +218,7 @@ def _bars(rows: Sequence[Row], wide: bool, at_least: float) -> Any:
                 ax.barh(y, value, height, color=colour)
                 end = max(value, whisker(ax, score, y, INK))
                 reach.append(end)
-            shown = number(score["value"], 2) if math.isfinite(value) else "not scored"
+            shown = number(score["value"], 2) if score["value"] is not None else "not scored"
             ax.annotate(
                 shown, (end, y), (6, 0), textcoords="offset points", va="center", annotation_clip=False
             )
@@ -240,7 +243,7 @@ def _drops(rows: Sequence[Row], wide: bool) -> Any:
     for index, row in enumerate(rows):
         y, drop = index + (0.5 if wide else 0.68), score_of(row, "drop")
         value, low, high = (as_float(drop[part]) for part in ("value", "low", "high"))
-        told = number(drop["value"], 2, sign=True) if math.isfinite(value) else "not scored"
+        told = number(drop["value"], 2, sign=True) if drop["value"] is not None else "not scored"
         span = interval(drop, 2)
         colour = _tone(drop)
         if math.isfinite(value):

@@ -181,7 +181,7 @@ def _against(
         others = max(len(set(its_items) - set(own_items)), abs(len(before) - len(after)))
         words = f"the two were asked other items ({others:,} of {len(before):,} differ); {ask}"
         return [gate.line("champion", check, "unclear", words)]
-    tasks, probes = forgetting.compare(before, after)
+    tasks, probes = forgetting.compare(before, after, may_gain=False)
     its = registry.summary(champion) or {}
     if max_drop is None:
         max_drop = min(found["gate"]["max_drop"] for found in (summary, its) if found)

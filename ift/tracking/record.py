@@ -6,7 +6,6 @@ Out: the same, item beside item; and where the run stands between gain and forge
     standing(Record(summary, before=base, after=tuned))["drop"]    # {"value": 0.04, "low": 0.01, "high": 0.07}
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,7 +64,7 @@ def standing(record: Record) -> dict[str, Score]:
 def _of_summary(summary: Row, key: str) -> Score:
     change = "gain" if key == "task" else "drop"
     scores = [score_of(row, change) for row in rows_of(summary, key) if not row.get("held_out")]
-    values = [value for score in scores if math.isfinite(value := as_float(score["value"]))]
-    mean = math.fsum(values) / len(values) if values else None
+    values = [as_float(score["value"]) for score in scores if score["value"] is not None]
+    mean = sum(values) / len(values) if values else None
     alone = scores[0] if len(scores) == 1 else {}
     return {"value": mean, "low": alone.get("low"), "high": alone.get("high")}

@@ -106,6 +106,8 @@ def headline(summary: Row) -> str:
     gate = mapping(summary.get("gate"))
     if not rows_of(summary, "probes"):
         sentences.append("No probe was scored, so nothing is known of what was forgotten.")
+    elif gate.get("worst_probe") and not math.isfinite(as_float(gate.get("worst_drop"))):
+        sentences.append(f"Worst drop: not a number ({as_text(gate['worst_probe'])}).")
     elif math.isfinite(as_float(gate.get("worst_drop"))):
         probe = f" ({as_text(gate['worst_probe'])})" if gate.get("worst_probe") else ""
         sentences.append(f"Worst drop: {number(gate['worst_drop'], 2)}{probe}.")
@@ -155,7 +157,8 @@ def _attempt(row: Row) -> dict[str, Any]:
         "method": method(row.get("method")),
         "verdict": as_text(row.get("verdict")),
         "mean_drop": number(row.get("mean_drop"), 2, sign=True),
-        "worst": f"{number(row.get('worst_drop'), 2, sign=True)} ({as_text(row.get('worst_probe'))})",
+        "worst": f"{number(row.get('worst_drop'), 2, sign=True)} ({as_text(row.get('worst_probe')) or 'no probe'})"
+        + (f"; too much on {', '.join(map(as_text, found[:4]))}" if (found := row.get("breaches")) else ""),
         "gains": ", ".join(gains[:6]) + (", …" if len(gains) > 6 else ""),
         "chosen": bool(row.get("chosen")),
     }

@@ -56,6 +56,12 @@ def test_what_cannot_be_told_is_chance(differences: list[float], p: float) -> No
     assert p_of_drop(np.array(differences, dtype=float)) == p
 
 
+def test_an_infinite_difference_is_larger_than_all_others() -> None:
+    assert p_of_drop(np.full(40, math.inf)) < 0.001
+    assert p_of_drop(np.array([math.inf, -1.0, -2.0])) == p_of_drop(np.array([9.0, -1.0, -2.0]))
+    assert interval(np.array([math.inf, 1.0]))["low"] == math.inf
+
+
 def test_holm_by_hand() -> None:
     """The smallest counts four times, the next three times; none ends below one before it."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

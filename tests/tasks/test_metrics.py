@@ -126,6 +126,7 @@ def test_what_is_left_is_plain(text: str) -> None:
 
 @given(TEXT)
 def test_setting_does_not_count(text: str) -> None:
+    assume(normalise(text))
     assert exact_match(text, text) == 1
     assert exact_match(f"  {text}.\n", text) == 1
     assert exact_match(text.lower(), text) == 1
@@ -148,7 +149,7 @@ def test_one_word_more_is_another_answer(words: list[str], more: str) -> None:
 def test_silence_matches_only_silence(text: str) -> None:
     assume(normalise(text))
     assert exact_match("", text) == 0
-    assert exact_match("...", "") == 1
+    assert exact_match("...", "") == 0
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,16 @@ def test_silence_matches_only_silence(text: str) -> None:
         ("rock'n'roll", "rocknroll", 1),
         ("the cat", "cat", 0),  # articles count
         ("It is Paris.", "Paris", 0),
-        ("3.5", "35", 1),  # the price of ignoring punctuation
+        ("3.5", "35", 0),
+        ("3.5.", "3.5", 1),
+        (".5", "5", 0),
+        ("-5", "5", 0),
+        ("\u22125", "-5", 1),
+        ("3-4", "34", 1),  # no sign: the price of ignoring punctuation
+        ("1,000", "1000", 1),
+        ("+", "-", 0),
+        ("+\n", "+", 1),
+        ("", "!", 0),
     ],
 )
 def test_examples(output: str, expected: str, score: float) -> None:

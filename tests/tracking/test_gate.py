@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ift.tracking.gate import BEST_TO_WORST, decide
+from ift.evaluate.forgetting import compare
+from ift.tracking.gate import BEST_TO_WORST, beside, breached, breaches, decide
 
 GOOD_TASK = {
     "name": "reviews",
@@ -162,16 +163,6 @@ def test_the_decision_is_plain_json_and_its_order_does_not_matter(gains, drops, 
         assert decision["worst_drop"] == max(drop["value"] for drop in drops)
 
 
-def test_what_was_gained_is_unknown_where_held_out_tasks_alone_were_measured() -> None:
-    task = {"name": "nli", "held_out": True, "gain": {"value": 0.0, "low": 0.0, "high": 0.0}}
-    probe = {"name": "lists", "drop": {"value": 0.0, "low": 0.0, "high": 0.0}}
-    found = decide([task], [probe], max_drop=0.05)
-    assert found["verdict"] == "unclear"
-    assert [row["detail"] for row in found["lines"] if row["verdict"] == "unclear"] == [
-        "no trained task was measured: what the model gained is unknown"
-    ]
-
-
 def test_a_held_out_task_need_not_gain_but_may_not_lose() -> None:
     def verdict(value: float, low: float, high: float) -> str:
         task = {"name": "nli", "held_out": True, "gain": {"value": value, "low": low, "high": high}}
@@ -181,3 +172,52 @@ def test_a_held_out_task_need_not_gain_but_may_not_lose() -> None:
     assert verdict(-0.04, -0.06, -0.02) == "pass"
     assert verdict(-0.2, -0.3, -0.1) == "fail"
     assert verdict(-0.2, -0.5, 0.1) == "unclear"
+
+
+def test_of_held_out_tasks_alone_no_gain_is_known() -> None:
+    held_out = {"name": "nli", "held_out": True, "gain": {"value": 0.3, "low": 0.2, "high": 0.4}}
+    decision = decide([held_out], [probe(0.0)], max_drop=0.05)
+    assert decision["verdict"] == "unclear"
+    assert "what the model gained is unknown" in decision["lines"][-1]["detail"]
+    assert verdict([held_out, GOOD_TASK], [probe(0.0)]) == "pass"
+
+
+def test_a_drop_that_is_no_number_is_the_worst_everywhere() -> None:
+    decision = decide([GOOD_TASK], [probe(math.nan, name="broken"), probe(0.4, name="lost")], max_drop=0.05)
+    assert decision["worst_probe"] == "broken"
+    assert math.isnan(decision["worst_drop"])
+    assert math.isnan(decision["mean_drop"])
+
+
+@pytest.mark.parametrize(("items", "base", "tuned"), [(40, 2.0, math.inf), (1, 2.0, math.inf)])
+def test_a_loss_that_became_infinite_fails(items: int, base: float, tuned: float) -> None:
+    def asked(score: float) -> list[dict[str, Any]]:
+        item = {"suite": "probe", "name": "words", "kind": "reference", "metric": None, "output": ""}
+        return [{**item, "id": str(i), "score": score} for i in range(items)]
+
+    _, probes = compare(asked(base), asked(tuned))
+    assert probes[0]["drop"]["value"] == 1.0
+    [_, line] = decide([GOOD_TASK], probes, max_drop=0.05)["lines"]
+    assert (line["verdict"], line["detail"]) == (
+        "fail",
+        "the tuned model's loss is infinite: its scores are broken",
+    )
+    _, back = compare(asked(tuned), asked(base))
+    assert decide([GOOD_TASK], back, max_drop=0.05)["verdict"] == "unclear"
+
+
+def test_the_lines_that_say_that_too_much_was_forgotten_are_named() -> None:
+    held_out = {"name": "nli", "held_out": True, "gain": {"value": -0.2, "low": -0.3, "high": -0.1}}
+    decision = decide([GOOD_TASK, held_out], [], max_drop=0.05)
+    assert breached(decision)
+    assert breaches(decision) == ["task nli"]
+
+
+@pytest.mark.parametrize(("items", "wanted"), [(2, "unclear"), (40, "fail")])
+def test_two_items_do_not_tell_a_worse_task_than_the_champions(items: int, wanted: str) -> None:
+    def answers(score: float) -> list[dict[str, Any]]:
+        item = {"suite": "task", "name": "reviews", "kind": "multiple_choice", "metric": "accuracy"}
+        return [{**item, "id": str(i), "score": score, "output": ""} for i in range(items)]
+
+    tasks, probes = compare(answers(1.0), answers(0.0), may_gain=False)
+    assert [line["verdict"] for line in beside(tasks, probes, max_drop=0.05)] == [wanted]

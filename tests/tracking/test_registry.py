@@ -288,4 +288,4 @@ def test_text_from_the_data_stays_text_in_the_card():
     assert "<script>" not in card.replace("\\<", "")
     assert "\n# b" not in card
     assert "| unknown |" in card
-    assert "+nan" in card
+    assert "not a number" in card
