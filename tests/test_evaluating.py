@@ -45,7 +45,7 @@ def test_a_sequence_is_asked_as_each_run_was(
 
     def timed(folder: Path, items: list[dict[str, Any]], **how: Any) -> Any:
         heard.append(how)
-        return [{**item, "cut": False} for item in items], [0.0] * len(items)
+        return [{"score": 1.0, **item, "cut": False} for item in items], [0.0] * len(items)
 
     monkeypatch.setattr("ift.cluster.connect", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr("ift.cluster.with_gpu", lambda *_: Resources(cpus=2, gpus=0, nodes=1))
@@ -106,7 +106,7 @@ def test_a_runs_model_is_asked_as_its_spec_says_and_beside_its_base(
 
     def timed(folder: Path, items: list[dict[str, Any]], **how: Any) -> Any:
         heard.append(how)
-        return [{**item, "cut": False} for item in items], [0.0] * len(items)
+        return [{"score": 1.0, **item, "cut": False} for item in items], [0.0] * len(items)
 
     monkeypatch.setattr("ift.cluster.connect", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr("ift.cluster.with_gpu", lambda *_: Resources(cpus=2, gpus=0, nodes=1))
