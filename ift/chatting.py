@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from ift import fetching
-from ift.evaluate.evaluator import weights_of
+from ift.evaluate.evaluator import ROOM, weights_of
 from ift.models import base
 from ift.prompts.chat import Tokenizer, close_source, encode_history, encode_prompt, end_of_turn, neutralise
 
@@ -67,7 +67,7 @@ def place(folder: Path, gpu: int) -> str:
     """Where `load_model` puts the model in `folder`: with GPUs of `gpu` bytes over several, where one is too small."""
     if not gpu:
         return "cpu"
-    return "cuda" if weights_of(folder, "bfloat16") <= 0.8 * gpu else "auto"
+    return "cuda" if weights_of(folder, "bfloat16") <= ROOM * gpu else "auto"
 
 
 def _read(tokenizer: Tokenizer, history: list[dict[str, str]], encoder: bool) -> list[int]:

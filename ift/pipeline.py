@@ -206,8 +206,7 @@ def _second(job: Job, found: Manifest) -> Job | None:
     if policy == "lora" and found["train"]["method"] == "lora":
         job.terminal.note("it forgot too much, with LoRA already: forgetting.on_breach has no answer to that")
         return None
-    failed = [row for row in found["gate"]["lines"] if row["check"] in gate.breaches(found["gate"])]
-    why = "; ".join(f"{row['check']}: {row['detail']}" for row in failed[:3])
+    why = "; ".join(f"{row['check']}: {row['detail']}" for row in gate.breaching(found["gate"])[:3])
     words = "with general data mixed in" if policy == "replay" else "with LoRA instead of all weights"
     job.terminal.note(f"it forgot too much ({why}): a second run, {words} (forgetting.on_breach)")
     other = _other(job.spec, job.folder / SECOND, job.terminal, policy)

@@ -30,6 +30,20 @@ def finished(folder: Path, spec: Path) -> Path:
     return folder
 
 
+def without_a_cluster(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """No model is asked, and every item is answered right; how each was to be asked, as it comes."""
+    heard: list[dict[str, Any]] = []
+
+    def timed(folder: Path, items: list[dict[str, Any]], **how: Any) -> Any:
+        heard.append(how)
+        return [{"score": 1.0, **item, "cut": False} for item in items], [0.0] * len(items)
+
+    monkeypatch.setattr("ift.cluster.connect", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr("ift.cluster.with_gpu", lambda *_: Resources(cpus=2, gpus=0, nodes=1))
+    monkeypatch.setattr(evaluator, "timed", timed)
+    return heard
+
+
 def test_a_sequence_is_asked_as_each_run_was(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -41,15 +55,7 @@ def test_a_sequence_is_asked_as_each_run_was(
         asked = {"ranking": ranking, "batch_tokens": 600 + number, "allow_code": number == 1}
         spec = write_spec(tmp_path / f"{number}", tiny_model, evaluate=asked, train={"precision": precision})
         runs.append(str(finished(tmp_path / "runs" / f"{number}", spec)))
-    heard: list[dict[str, Any]] = []
-
-    def timed(folder: Path, items: list[dict[str, Any]], **how: Any) -> Any:
-        heard.append(how)
-        return [{"score": 1.0, **item, "cut": False} for item in items], [0.0] * len(items)
-
-    monkeypatch.setattr("ift.cluster.connect", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr("ift.cluster.with_gpu", lambda *_: Resources(cpus=2, gpus=0, nodes=1))
-    monkeypatch.setattr(evaluator, "timed", timed)
+    heard = without_a_cluster(monkeypatch)
     evaluating.transfer(runs, terminal=Terminal(Console()), output=tmp_path / "out")
     keys = ("ranking", "engine", "allow_code", "batch_tokens", "dtype")
     assert [tuple(how[key] for key in keys) for how in heard] == [
@@ -102,15 +108,7 @@ def test_a_runs_model_is_asked_as_its_spec_says_and_beside_its_base(
     shutil.copytree(tiny_model, run / "model", dirs_exist_ok=True)
     answers = predictions(0.5, 0.5)
     evaluator.write(run / "baseline" / "predictions.parquet", answers, [0.0] * len(answers))
-    heard: list[dict[str, Any]] = []
-
-    def timed(folder: Path, items: list[dict[str, Any]], **how: Any) -> Any:
-        heard.append(how)
-        return [{"score": 1.0, **item, "cut": False} for item in items], [0.0] * len(items)
-
-    monkeypatch.setattr("ift.cluster.connect", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr("ift.cluster.with_gpu", lambda *_: Resources(cpus=2, gpus=0, nodes=1))
-    monkeypatch.setattr(evaluator, "timed", timed)
+    heard = without_a_cluster(monkeypatch)
     told = Terminal(Console())
     evaluating.evaluate(str(run), terminal=told, output=tmp_path / "out")
     evaluating.evaluate(str(run), terminal=told, output=tmp_path / "out", ranking="length", limit=2)

@@ -54,6 +54,7 @@ RANKINGS = ("length", "raw", "unconditional")
 _SMALL = 12 * storage.GIB  # weights that every GPU for training holds
 _QUANTISED = 0.55  # bytes a parameter in 4 bits, with its share of the scales
 _TOKENS_CPU, _TOKENS_GPU = 4096, 32768  # in a forward pass, where nobody says: a GPU with fewer is idle
+ROOM = 0.8  # of a GPU's memory, for weights: the rest is for its work
 _ROWS = 64  # sequences in a batch, at most
 _REASONING = re.compile(r"\s*<think>.*?</think>\s*", re.S)
 # what a question is beside its prompt, and what counts as an answer to it
@@ -222,7 +223,7 @@ def gpus_a_copy(model_dir: Path, dtype: str, quantize: str = "none") -> int:
     import ray
 
     memory: int = ray.get(ray.remote(num_cpus=0, num_gpus=1)(_gpu_memory).remote())
-    each = math.ceil(weights / (0.8 * memory))
+    each = math.ceil(weights / (ROOM * memory))
     most = max(node.gpus for node in cluster.nodes_now())
     if each > most:
         raise IftError(

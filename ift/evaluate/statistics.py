@@ -34,9 +34,8 @@ def interval(values: NDArray[np.float64]) -> Interval:
     mean = float(values.mean())
     if len(values) < 2:
         return {"value": mean, "low": None, "high": None}
-    if not np.isfinite(values).all():
-        return {"value": mean, "low": mean, "high": mean}
-    if np.ptp(values) == 0:  # the bootstrap of equal values is that value
+    # the bootstrap of equal values is that value, and of what is no number, or infinite, nothing else
+    if not np.isfinite(values).all() or np.ptp(values) == 0:
         return {"value": mean, "low": mean, "high": mean}
     n = len(values)
     level = 1 - 2 * float(norm.cdf(np.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1)))

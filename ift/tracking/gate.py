@@ -77,13 +77,17 @@ def line(of: str, check: str, verdict: str, detail: str) -> dict[str, str]:
 
 def breached(decision: Mapping[str, Any]) -> bool:
     """Whether more was forgotten than is tolerated, and chance does not explain it."""
-    return bool(breaches(decision))
+    return bool(breaching(decision))
 
 
 def breaches(decision: Mapping[str, Any]) -> list[str]:
     """The probes and held-out tasks on which it was, as the gate's lines name them."""
-    lines = decision["lines"]
-    return [row["check"] for row in lines if row["verdict"] == "fail" and row["of"] == "forgetting"]
+    return [row["check"] for row in breaching(decision)]
+
+
+def breaching(decision: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The gate's lines that say so."""
+    return [row for row in decision["lines"] if row["verdict"] == "fail" and row["of"] == "forgetting"]
 
 
 def _by(min_gain: float) -> str:
